@@ -83,7 +83,7 @@ pub trait Host {
     fn abort_message(&mut self);
 
     /// Whether a limit permits this now.
-    fn charge(&mut self, charge: Charge) -> Allowance;
+    fn charge(&mut self, charge: Charge<'_>) -> Allowance;
 
     /// 64 fresh random octets.
     fn entropy(&mut self) -> [u8; 64];
@@ -101,9 +101,6 @@ pub enum Effect<'a> {
         /// What it asks.
         effect: sasl::Effect<'a>,
     },
-    /// The rest of a mechanism's step must run away from the event loop. The host calls
-    /// [`crate::Session::offloaded`] there. Not taken by any bundled mechanism.
-    Offload,
     /// Does this mailbox exist in a local domain, and whose is it?
     Recipient {
         /// `local@domain`, or `postmaster` alone; domain in lower case.
@@ -237,13 +234,19 @@ pub enum Trouble {
 
 /// What is charged to a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Charge {
-    /// An AUTH command.
+pub enum Charge<'a> {
+    /// An AUTH command, also one that is refused.
     AuthAttempt,
-    /// A failed login, with what it was claimed to be hashed by the caller; 0 when unknown.
-    AuthFailure,
+    /// A failed login.
+    AuthFailure {
+        /// What the client claimed to be; untrusted octets, empty when it never said.
+        authcid: &'a [u8],
+    },
     /// A login that succeeded.
-    AuthSuccess,
+    AuthSuccess {
+        /// What the client claimed to be.
+        authcid: &'a [u8],
+    },
     /// A MAIL command.
     Message,
     /// An accepted recipient.
