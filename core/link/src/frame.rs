@@ -1,0 +1,310 @@
+//! Frames in a packet, and the queue of those that wait for the socket.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use zeroize::Zeroize;
+
+use crate::{Link, PACKET_OCTETS_MAX};
+
+/// `u32 length, u16 kind, u64 question id`.
+pub const FRAME_HEAD_OCTETS: usize = 14;
+
+/// Largest payload of one frame.
+pub const FRAME_PAYLOAD_OCTETS_MAX: usize = PACKET_OCTETS_MAX - FRAME_HEAD_OCTETS;
+
+/// One thing said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What kind of thing; unknown ones are counted and skipped.
+    pub kind: u16,
+    /// Ties an answer to its question; 0 where there is no question.
+    pub id: u64,
+    /// The thing.
+    pub payload: &'a [u8],
+}
+
+/// What arrived does not follow the form. The two processes disagree, or the other one is hostile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadPacket {
+    /// It ends before it should.
+    Short,
+    /// It goes on after it should have ended.
+    Trailing,
+    /// A value that the named field cannot have.
+    Value(&'static str),
+    /// A descriptor should have come with it, or none should have.
+    Descriptors,
+}
+
+impl fmt::Display for BadPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short => f.write_str("link: packet ends too early"),
+            Self::Trailing => f.write_str("link: octets after the end of a message"),
+            Self::Value(field) => write!(f, "link: impossible value in a message: {field}"),
+            Self::Descriptors => f.write_str("link: wrong number of descriptors with a message"),
+        }
+    }
+}
+
+impl std::error::Error for BadPacket {}
+
+impl From<BadPacket> for io::Error {
+    fn from(bad: BadPacket) -> Self {
+        io::Error::new(io::ErrorKind::InvalidData, bad)
+    }
+}
+
+/// The frames of a packet. Ends after the first error: what follows it cannot be found.
+pub fn frames(packet: &[u8]) -> Frames<'_> {
+    Frames { rest: packet }
+}
+
+/// See [`frames`].
+#[derive(Clone, Debug)]
+pub struct Frames<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, BadPacket>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let frame = first_frame(self.rest);
+        self.rest = match &frame {
+            Ok((_, rest)) => rest,
+            Err(_) => &[],
+        };
+        Some(frame.map(|(frame, _)| frame))
+    }
+}
+
+fn first_frame(packet: &[u8]) -> Result<(Frame<'_>, &[u8]), BadPacket> {
+    let mut head = crate::codec::Reader::new(packet);
+    let octets = head.u32()?;
+    let kind = head.u16()?;
+    let id = head.u64()?;
+    let octets = usize::try_from(octets).map_err(|_| BadPacket::Short)?;
+    let (payload, rest) = head.rest().split_at_checked(octets).ok_or(BadPacket::Short)?;
+    Ok((Frame { kind, id, payload }, rest))
+}
+
+/// The frame was not taken: it is larger than a packet, or the queue holds its fill because the other
+/// process is slow or dead. Answer "temporary" to whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("link: the other process does not take what is sent to it")
+    }
+}
+
+impl std::error::Error for Full {}
+
+/// Frames waiting to be sent; several share a packet, so that one turn of an event loop costs one send.
+/// Passwords pass through it: its buffers are wiped.
+pub struct Outbox {
+    packets: VecDeque<Packet>,
+    octets: usize,
+    octets_max: usize,
+}
+
+struct Packet {
+    octets: Vec<u8>,
+    /// Descriptors belong to the packet's only frame.
+    fds: Vec<OwnedFd>,
+}
+
+impl Outbox {
+    /// A queue that holds at most `octets_max`.
+    pub fn new(octets_max: usize) -> Outbox {
+        Outbox { packets: VecDeque::new(), octets: 0, octets_max }
+    }
+
+    /// Appends a frame whose payload is what `write` appends. On [`Full`] nothing was kept.
+    pub fn push(&mut self, kind: u16, id: u64, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Full> {
+        // A frame that no longer fits into the last packet moves to one of its own, so write it apart
+        // only when there is nothing to append to.
+        let open = self.packets.back_mut().filter(|packet| packet.fds.is_empty());
+        if let Some(packet) = open {
+            let start = packet.octets.len();
+            let written = write_frame(&mut packet.octets, kind, id, write);
+            if packet.octets.len() <= PACKET_OCTETS_MAX && self.octets + written <= self.octets_max {
+                self.octets += written;
+                return Ok(());
+            }
+            let mut apart = packet.octets.split_off(start);
+            if apart.len() <= PACKET_OCTETS_MAX && self.octets + written <= self.octets_max {
+                self.octets += written;
+                self.packets.push_back(Packet { octets: apart, fds: Vec::new() });
+                return Ok(());
+            }
+            apart.zeroize();
+            return Err(Full);
+        }
+        self.push_apart(kind, id, Vec::new(), write)
+    }
+
+    /// As [`Self::push`], with descriptors. They travel with this frame and no other.
+    pub fn push_with(
+        &mut self,
+        kind: u16,
+        id: u64,
+        fds: Vec<OwnedFd>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Full> {
+        if fds.is_empty() { self.push(kind, id, write) } else { self.push_apart(kind, id, fds, write) }
+    }
+
+    fn push_apart(
+        &mut self,
+        kind: u16,
+        id: u64,
+        fds: Vec<OwnedFd>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Full> {
+        let mut octets = Vec::new();
+        let written = write_frame(&mut octets, kind, id, write);
+        if written > PACKET_OCTETS_MAX || self.octets + written > self.octets_max {
+            octets.zeroize();
+            return Err(Full);
+        }
+        self.octets += written;
+        self.packets.push_back(Packet { octets, fds });
+        Ok(())
+    }
+
+    /// Sends what waits. `true`: all of it; `false`: the socket is full, call again when it is writable.
+    pub fn flush(&mut self, link: &Link) -> io::Result<bool> {
+        while let Some(packet) = self.packets.front_mut() {
+            let fds: Vec<_> = packet.fds.iter().map(AsFd::as_fd).collect();
+            match link.send(&packet.octets, &fds) {
+                Ok(()) => {
+                    self.octets -= packet.octets.len();
+                    packet.octets.zeroize();
+                    self.packets.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Octets that wait.
+    pub fn len(&self) -> usize {
+        self.octets
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        for packet in &mut self.packets {
+            packet.octets.zeroize();
+        }
+    }
+}
+
+/// Appends head and payload, returns how many octets that were.
+fn write_frame(to: &mut Vec<u8>, kind: u16, id: u64, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+    let start = to.len();
+    to.extend_from_slice(&[0; 4]);
+    to.extend_from_slice(&kind.to_le_bytes());
+    to.extend_from_slice(&id.to_le_bytes());
+    write(to);
+    let written = to.len() - start;
+    let payload = u32::try_from(written - FRAME_HEAD_OCTETS).unwrap_or(u32::MAX);
+    to[start..start + 4].copy_from_slice(&payload.to_le_bytes());
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Received;
+
+    fn receive_all(link: &Link) -> Vec<(u16, u64, Vec<u8>, usize)> {
+        let (mut all, mut packet) = (Vec::new(), Vec::new());
+        while let Received::Packet { fds } = link.receive(&mut packet).unwrap() {
+            for frame in frames(&packet) {
+                let frame = frame.unwrap();
+                all.push((frame.kind, frame.id, frame.payload.to_vec(), fds.len()));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn frames_share_packets_and_keep_their_order() {
+        let (here, there) = Link::pair().unwrap();
+        let mut outbox = Outbox::new(1 << 20);
+        for i in 0..10u64 {
+            outbox.push(5, i, |to| to.resize(30_000, i as u8)).unwrap();
+        }
+        // 300,000 octets fit neither a packet nor the socket's buffer.
+        let mut got = Vec::new();
+        while !outbox.flush(&here).unwrap() {
+            got.extend(receive_all(&there));
+        }
+        got.extend(receive_all(&there));
+        assert!(outbox.is_empty() && outbox.len() == 0);
+        assert_eq!(got.len(), 10);
+        for (i, (kind, id, payload, fds)) in got.into_iter().enumerate() {
+            assert_eq!((kind, id, payload, fds), (5, i as u64, vec![i as u8; 30_000], 0));
+        }
+    }
+
+    #[test]
+    fn descriptors_travel_with_their_frame_only() {
+        let (here, there) = Link::pair().unwrap();
+        let mut outbox = Outbox::new(1 << 20);
+        outbox.push(1, 0, |_| ()).unwrap();
+        outbox.push_with(2, 0, vec![crate::sealed::create("x", b"x").unwrap()], |_| ()).unwrap();
+        outbox.push(3, 0, |_| ()).unwrap();
+        assert!(outbox.flush(&here).unwrap());
+        let got: Vec<_> = receive_all(&there).into_iter().map(|(kind, _, _, fds)| (kind, fds)).collect();
+        assert_eq!(got, [(1, 0), (2, 1), (3, 0)]);
+    }
+
+    #[test]
+    fn a_full_outbox_keeps_nothing_of_the_refused_frame() {
+        let (here, there) = Link::pair().unwrap();
+        let mut outbox = Outbox::new(100);
+        outbox.push(1, 1, |to| to.resize(50, 0)).unwrap();
+        assert_eq!(outbox.push(1, 2, |to| to.resize(50, 0)), Err(Full));
+        assert_eq!(outbox.len(), 64);
+        outbox.push(1, 3, |_| ()).unwrap();
+        assert!(outbox.flush(&here).unwrap());
+        assert_eq!(receive_all(&there).iter().map(|got| got.1).collect::<Vec<_>>(), [1, 3]);
+        let mut outbox = Outbox::new(usize::MAX);
+        assert_eq!(outbox.push(1, 0, |to| to.resize(FRAME_PAYLOAD_OCTETS_MAX + 1, 0)), Err(Full));
+        outbox.push(1, 0, |to| to.resize(FRAME_PAYLOAD_OCTETS_MAX, 0)).unwrap();
+        assert!(outbox.flush(&here).unwrap());
+    }
+
+    #[test]
+    fn a_cut_packet_is_an_error_once() {
+        let mut packet = Vec::new();
+        write_frame(&mut packet, 9, 1, |to| to.extend_from_slice(b"abc"));
+        let whole = packet.len();
+        write_frame(&mut packet, 9, 2, |to| to.extend_from_slice(b"def"));
+        for cut in 0..packet.len() {
+            let results: Vec<_> = frames(&packet[..cut]).collect();
+            let good = results.iter().filter(|result| result.is_ok()).count();
+            assert_eq!(good, cut / whole, "{cut}");
+            assert_eq!(results.len() - good, usize::from(cut % whole != 0), "{cut}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What the safe libraries cannot do for us: receiving into fresh memory, mapping shared words, adopting
+//! descriptor 3, preparing a child between fork and exec, giving up ids for the whole process. The only
+//! unsafe code of the house beside the plugin edge.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+
+use crate::ids::Ids;
+use crate::socket::{FDS_MAX, Link, Received};
+use crate::{BadPacket, PACKET_OCTETS_MAX};
+
+/// The descriptor that a child finds its link on; the only one that it inherits beside standard I/O.
+pub const INHERITED_FD: RawFd = 3;
+
+/// Octets of control data for [`FDS_MAX`] descriptors, in words so that headers are aligned.
+const CONTROL_WORDS: usize = (16 + FDS_MAX * 4 + 16) / 8 + 1;
+
+/// Receives one packet with its descriptors into `into`, whose old content is lost.
+pub(crate) fn receive_packet(socket: BorrowedFd<'_>, into: &mut Vec<u8>) -> io::Result<Received> {
+    into.clear();
+    into.reserve(PACKET_OCTETS_MAX);
+    let mut control = [0u64; CONTROL_WORDS];
+    let mut iov = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: PACKET_OCTETS_MAX };
+    // SAFETY: msghdr is plain data for which all zeroes (null pointers, zero lengths) is a valid value.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = mem::size_of_val(&control) as _;
+    let octets = loop {
+        // SAFETY:
+        // - the iovec covers PACKET_OCTETS_MAX octets that were reserved above and belong to `into`;
+        // - control data covers `control`, which outlives the call and is aligned for cmsghdr;
+        // - the kernel keeps none of the pointers.
+        let received =
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) };
+        match usize::try_from(received) {
+            Ok(octets) => break octets,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::WouldBlock),
+                // The peer closed with octets of ours unread.
+                error if error.raw_os_error() == Some(libc::ECONNRESET) => return Ok(Received::Closed),
+                error => return Err(error),
+            },
+        }
+    };
+    // SAFETY: recvmsg wrote `octets` octets from the start; it cannot write more than iov_len.
+    unsafe { into.set_len(octets.min(PACKET_OCTETS_MAX)) };
+    let fds = received_fds(&header);
+    if header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        return Err(BadPacket::Descriptors.into());
+    }
+    if octets == 0 { Ok(Received::Closed) } else { Ok(Received::Packet { fds }) }
+}
+
+/// Takes over the descriptors that the kernel put into this process.
+fn received_fds(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: `header` was filled by a successful recvmsg and its control buffer is still alive.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
+    // SAFETY: the CMSG functions return null or a pointer to a whole header inside the control buffer.
+    while let Some(head) = unsafe { control.as_ref() } {
+        if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: only arithmetic on the length of an empty control message.
+            let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = (head.cmsg_len as usize).saturating_sub(empty) / mem::size_of::<RawFd>();
+            for i in 0..count {
+                // SAFETY:
+                // - the kernel wrote `count` descriptors behind this header (read unaligned to be sure);
+                // - each was opened for this message and nobody else in the process knows its number.
+                let fd = unsafe {
+                    OwnedFd::from_raw_fd(ptr::read_unaligned(libc::CMSG_DATA(control).cast::<RawFd>().add(i)))
+                };
+                fds.push(fd);
+            }
+        }
+        // SAFETY: as for CMSG_FIRSTHDR; `control` points into the same buffer.
+        control = unsafe { libc::CMSG_NXTHDR(header, control) };
+    }
+    fds
+}
+
+/// Atomic words in memory that other processes map too.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the mapping is only ever read and written through atomics, and unmapped by its only owner.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `words` words of `fd`, whose size the caller has sealed.
+    pub(crate) fn new(fd: BorrowedFd<'_>, words: usize) -> io::Result<Mapping> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: address null lets the kernel choose free space, so nothing that exists is replaced.
+        let start = unsafe { mmap(ptr::null_mut(), words * 8, protection, MapFlags::SHARED, fd, 0)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { start, words })
+    }
+
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY:
+        // - `words` words are mapped from `start` until drop, page-aligned, zeroed by the kernel;
+        // - the file cannot shrink (sealed), so no access meets SIGBUS;
+        // - every process uses atomics only, and any bit pattern is a valid u64.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped; the slices of `words` borrow from self and are gone.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.words * 8) };
+    }
+}
+
+/// Takes over descriptor 3, once per process.
+pub fn inherited_link() -> io::Result<Link> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "link: descriptor 3 was already taken"));
+    }
+    // SAFETY: only asks about a number; it does not matter who owns it, or whether it is open.
+    if unsafe { libc::fcntl(INHERITED_FD, libc::F_GETFD) } < 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "link: descriptor 3 is not open; this subcommand is started by `portreeve serve`, not by hand",
+        ));
+    }
+    // SAFETY: it is open, roles call this before they open anything, and the flag above makes us the only taker.
+    Link::from_fd(unsafe { OwnedFd::from_raw_fd(INHERITED_FD) })
+}
+
+/// Starts `command` so that it inherits standard I/O and `link` as descriptor 3, nothing else. It gets a
+/// process group of its own and ignores SIGINT, SIGTERM and SIGHUP (a terminal sends them to everybody, but
+/// only the supervisor decides who stops when); it is killed when the calling *thread* ends, so call this
+/// from one that lives as long as the process.
+pub fn spawn(command: &mut Command, link: Link) -> io::Result<Child> {
+    let fd = link.as_raw_fd();
+    // The library reports a failed exec through a pipe of its own. Occupying 3, if it is free, keeps that
+    // pipe from landing there, where the child's dup2 would close it.
+    let _three_is_taken = rustix::io::fcntl_dupfd_cloexec(link.as_fd(), INHERITED_FD)?;
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        // SAFETY: plain system calls on numbers, all of them allowed between fork and exec; `fd` stays open
+        // in the parent until `spawn` has returned, and the child has its own copy of the table.
+        unsafe {
+            if fd == INHERITED_FD {
+                check(libc::fcntl(fd, libc::F_SETFD, 0))?;
+            } else {
+                check(libc::dup2(fd, INHERITED_FD))?;
+            }
+            // Whatever our own parent left open stays here, too.
+            let first = INHERITED_FD as libc::c_uint + 1;
+            if libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+                for other in INHERITED_FD + 1..65_536 {
+                    libc::fcntl(other, libc::F_SETFD, libc::FD_CLOEXEC);
+                }
+            }
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                libc::signal(signal, libc::SIG_IGN);
+            }
+        }
+        // Nothing stays running that nobody supervises. Had the parent died before this call, the signal
+        // would never come.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(())
+    };
+    // SAFETY: `prepare` runs in the forked child before exec: it makes system calls only, allocates nothing,
+    // takes no lock and touches no memory but its captures.
+    unsafe { command.process_group(0).pre_exec(prepare) };
+    command.spawn()
+}
+
+/// Gives up every id but `ids`, for all threads, and makes sure that there is no way back.
+pub fn drop_privileges(ids: &Ids) -> io::Result<()> {
+    if ids.uid == 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "user: root would keep its rights; name another"));
+    }
+    // SAFETY: `groups` is a valid array of the given length for the duration of the call; the other calls
+    // take numbers. glibc and musl apply each to every thread, which the bare system calls would not.
+    unsafe {
+        check(libc::setgroups(ids.groups.len(), ids.groups.as_ptr()))?;
+        check(libc::setresgid(ids.gid, ids.gid, ids.gid))?;
+        check(libc::setresuid(ids.uid, ids.uid, ids.uid))?;
+    }
+    let (mut real, mut effective, mut saved) = (0, 0, 0);
+    // SAFETY: three valid places for the answer; then calls that take numbers and must fail.
+    let regained = unsafe {
+        check(libc::getresuid(&mut real, &mut effective, &mut saved))?;
+        libc::setresuid(u32::MAX, 0, u32::MAX) == 0 || libc::setresgid(u32::MAX, 0, u32::MAX) == 0 && ids.gid != 0
+    };
+    if regained || [real, effective, saved] != [ids.uid; 3] {
+        return Err(io::Error::other("user: rights could be regained after they were given up; refusing to run"));
+    }
+    // A change of ids clears it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    Ok(())
+}
+
+/// What every role does before it reads its first octet: no core file, no ptrace by equals, no new rights by
+/// exec. Memory of these processes holds passwords.
+pub fn harden() -> io::Result<()> {
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+/// Raises the soft limit of open descriptors to the hard one and returns it.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    }
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
