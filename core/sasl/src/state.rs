@@ -39,6 +39,11 @@ impl State {
         self.octets == 0
     }
 
+    /// 64 of the octets, for a mechanism that is written in safe Rust; `None` beyond the end.
+    pub fn block(&mut self, index: usize) -> Option<&mut [u8; BLOCK_OCTETS]> {
+        self.blocks.get_mut(..self.octets.div_ceil(BLOCK_OCTETS))?.get_mut(index).map(|block| &mut block.0)
+    }
+
     /// Where the state begins; valid until the next call that takes `&mut self`.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.blocks.as_mut_ptr().cast()
@@ -67,7 +72,8 @@ mod tests {
         let mut state = State::default();
         state.prepare(100);
         assert_eq!(state.as_mut_ptr() as usize % 64, 0);
-        state.blocks[1].0[5] = 7;
+        state.block(1).unwrap()[5] = 7;
+        assert!(state.block(2).is_none());
         state.prepare(70);
         assert_eq!((state.len(), state.blocks[1].0[5]), (70, 0));
     }
