@@ -1,0 +1,897 @@
+//! The configuration as the program uses it: typed, complete, and free of contradictions.
+//!
+//! [`parse`] is a pure function of a file's text: the same text gives the same [`Config`] in the
+//! supervisor, in `check`, and in every child that is handed the text. What needs a look at the host
+//! (files, ports, libraries) is in `check.rs`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use smtp::{AuthOffer, Role, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
+
+use crate::report::Report;
+use crate::values::{self, Rate, Table, Value, Values};
+
+/// A whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file that it came from.
+    pub file: PathBuf,
+    /// Its text: what children are handed.
+    pub text: Arc<str>,
+    /// The name in greeting and trace; `None`: the system's.
+    pub hostname: Option<String>,
+    /// How long old sessions may go on.
+    pub drain: Duration,
+    /// Whether losing mail is permitted.
+    pub allow_data_loss: bool,
+    /// `[process]`.
+    pub process: Process,
+    /// `[[listener]]`.
+    pub listeners: Vec<Listener>,
+    /// `tls.min = "1.3"`.
+    pub tls_1_3_only: bool,
+    /// `[[tls.certificate]]`.
+    pub certificates: Vec<Certificate>,
+    /// The users file.
+    pub users: PathBuf,
+    /// `[plugins]`.
+    pub plugins: Plugins,
+    /// `[spool]`.
+    pub spool: Spool,
+    /// `[[route]]`.
+    pub routes: Vec<Route>,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[timeouts]`.
+    pub timeouts: Timeouts,
+    /// `[log]`.
+    pub log: Log,
+    /// `[admin]`.
+    pub admin: Admin,
+    /// Everything outside repeated tables as written, for places in findings.
+    pub written: Table,
+}
+
+/// `[process]`.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Worker processes.
+    pub workers: usize,
+    /// Event loops in each; 0: one per core.
+    pub shards: usize,
+    /// Whom children become when started as root.
+    pub user: Option<String>,
+    /// Their group.
+    pub group: Option<String>,
+    /// Holds `run/`, `secrets/` and more.
+    pub state_dir: PathBuf,
+}
+
+/// `[[listener]]`.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its table as written, for places in findings.
+    pub written: Table,
+    /// Unique.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Where it listens.
+    pub bind: Vec<SocketAddr>,
+    /// Own host name.
+    pub hostname: Option<String>,
+    /// How TLS comes about.
+    pub tls: Tls,
+    /// Indices into [`Config::certificates`], default first.
+    pub certificates: Vec<usize>,
+    /// Resumption.
+    pub tls_tickets: bool,
+    /// Local domains.
+    pub domains: Vec<String>,
+    /// Take every recipient of a local domain.
+    pub any_recipient: bool,
+    /// Whether AUTH is offered.
+    pub auth: AuthOffer,
+    /// Mechanism names, strongest first.
+    pub mechanisms: Vec<String>,
+    /// 530 before TLS.
+    pub require_tls: bool,
+    /// 530 before AUTH.
+    pub require_auth: bool,
+    /// Passwords in clear.
+    pub cleartext_auth_nets: Vec<IpNet>,
+    /// No limits, delays, penalties.
+    pub exempt_nets: Vec<IpNet>,
+    /// MAIL FROM against the identity.
+    pub identity_envelope: SenderCheck,
+    /// From against the identity.
+    pub identity_header: SenderCheck,
+    /// Add Date and Message-ID.
+    pub fixups: bool,
+    /// Client's address stays out of Received.
+    pub hide_client: bool,
+    /// Whose AUTH= is believed.
+    pub trust_auth_param_from: Vec<String>,
+    /// Octets behind STARTTLS.
+    pub starttls_trailing: StarttlsTrailing,
+    /// Talking too early.
+    pub sync_violation: SyncViolation,
+    /// BDAT.
+    pub chunking: bool,
+    /// SMTPUTF8.
+    pub smtputf8: bool,
+    /// Largest message.
+    pub max_size: u64,
+    /// Most recipients.
+    pub max_rcpt: u32,
+    /// Concurrent sessions of one client.
+    pub per_ip: u32,
+    /// Longest time from the end of the data to the answer.
+    pub data_deadline: Duration,
+}
+
+/// `[[tls.certificate]]`.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// Its table as written.
+    pub written: Table,
+    /// Unique.
+    pub name: String,
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// `[plugins]`.
+#[derive(Clone, Debug)]
+pub struct Plugins {
+    /// Folders searched first.
+    pub path: Vec<PathBuf>,
+    /// Library ids.
+    pub load: Vec<String>,
+}
+
+/// `[spool]`.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Size of a segment file.
+    pub segment: u64,
+    /// Whether 250 waits for the disk.
+    pub durable: bool,
+    /// Free room below which mail is refused.
+    pub min_free: u64,
+}
+
+/// `[[route]]`.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its table as written.
+    pub written: Table,
+    /// A domain, or `*`.
+    pub domain: String,
+    /// What happens to the mail.
+    pub kind: RouteKind,
+}
+
+/// What a route does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    /// Into Maildirs; the path may hold `{domain}` and `{user}`.
+    Maildir(PathBuf),
+    /// Thrown away.
+    Discard,
+}
+
+/// `[limits]`; those that listeners may override are in [`Listener`].
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Command line, octets.
+    pub max_line: usize,
+    /// Messages of a session.
+    pub max_messages: u32,
+    /// Refused commands.
+    pub max_errors: u8,
+    /// Commands that do nothing.
+    pub max_idle_commands: u8,
+    /// Received lines.
+    pub max_received: u16,
+    /// Sessions of a worker.
+    pub max_sessions: usize,
+    /// Connections of a client.
+    pub connect_rate: Option<Rate>,
+    /// AUTH commands of a client.
+    pub auth_rate: Option<Rate>,
+    /// Messages of a client or user.
+    pub message_rate: Option<Rate>,
+    /// Recipients of a client or user.
+    pub recipient_rate: Option<Rate>,
+    /// Failed logins of a session.
+    pub auth_failures: u8,
+    /// AUTH line, octets.
+    pub sasl_line_octets_max: usize,
+}
+
+/// `[timeouts]`.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    /// Between commands.
+    pub command: Duration,
+    /// Until a login.
+    pub pre_auth: Duration,
+    /// TLS handshake.
+    pub handshake: Duration,
+    /// Silence in data.
+    pub data: Duration,
+    /// Octets a second in data.
+    pub min_rate: u32,
+    /// A whole session.
+    pub session: Duration,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `auto`, `human`, `json`.
+    pub format: String,
+    /// `error`, `warning`, `info`, `debug`.
+    pub level: String,
+    /// Instead of standard error.
+    pub file: Option<PathBuf>,
+    /// Audit records of their own.
+    pub audit: Option<PathBuf>,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// The admin socket.
+    pub socket: PathBuf,
+    /// Where figures are served.
+    pub metrics: Option<Endpoint>,
+}
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Unix socket.
+    Unix(PathBuf),
+    /// Loopback address.
+    Tcp(SocketAddr),
+}
+
+/// Largest configuration file, octets.
+const FILE_OCTETS_MAX: u64 = 1 << 20;
+
+/// Reads and parses a file. The report tells everything that is wrong; the configuration is there when
+/// nothing is.
+pub fn load(file: &Path) -> (Option<Config>, Report) {
+    let empty = || Report::new(file.to_owned(), "".into());
+    let text = match std::fs::metadata(file) {
+        Ok(meta) if meta.len() > FILE_OCTETS_MAX => Err("is larger than 1 MiB".to_owned()),
+        _ => std::fs::read(file)
+            .map_err(|error| format!("cannot be read: {error}"))
+            .and_then(|octets| String::from_utf8(octets).map_err(|error| format!("is not UTF-8: {error}"))),
+    };
+    match text {
+        Ok(text) => parse(file, &text),
+        Err(cause) => {
+            let mut report = empty();
+            report.error(None, "", cause, "name the file with --config FILE, or make one with `portreeve init`");
+            (None, report)
+        }
+    }
+}
+
+/// Parses a file's text.
+pub fn parse(file: &Path, text: &str) -> (Option<Config>, Report) {
+    let mut report = Report::new(file.to_owned(), text.into());
+    let values = values::parse(&mut report);
+    if report.has_errors() {
+        // Still look for required keys and contradictions among what could be read: one run, all findings.
+        build(file, &values, &mut report);
+        return (None, report);
+    }
+    let config = build(file, &values, &mut report);
+    (config.filter(|_| !report.has_errors()), report)
+}
+
+/// Reads one table by option paths.
+struct Reader<'a> {
+    table: &'a Table,
+    role: &'a str,
+    base: &'a Path,
+}
+
+impl Reader<'_> {
+    fn text(&self, path: &str) -> Option<String> {
+        match self.table.value(path, self.role)? {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+    fn word(&self, path: &str) -> String {
+        self.text(path).unwrap_or_default()
+    }
+    fn flag(&self, path: &str) -> bool {
+        matches!(self.table.value(path, self.role), Some(Value::Flag(true)))
+    }
+    fn number(&self, path: &str) -> Option<u64> {
+        match self.table.value(path, self.role)? {
+            Value::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+    /// A number whose bounds in the table fit `T`.
+    fn count<T: TryFrom<u64>>(&self, path: &str) -> T {
+        let number = self.number(path).expect("the option has a default (tested)");
+        T::try_from(number).ok().expect("the option's bounds fit the field (tested)")
+    }
+    fn time(&self, path: &str) -> Duration {
+        Duration::from_millis(self.count(path))
+    }
+    fn rate(&self, path: &str) -> Option<Rate> {
+        match self.table.value(path, self.role)? {
+            Value::Rate(rate) => rate,
+            _ => None,
+        }
+    }
+    fn words(&self, path: &str) -> Vec<String> {
+        match self.table.value(path, self.role) {
+            Some(Value::Words(words)) => words,
+            _ => Vec::new(),
+        }
+    }
+    fn networks(&self, path: &str) -> Vec<IpNet> {
+        match self.table.value(path, self.role) {
+            Some(Value::Networks(networks)) => networks,
+            _ => Vec::new(),
+        }
+    }
+    fn path(&self, path: &str) -> Option<PathBuf> {
+        self.text(path).map(|text| self.base.join(text))
+    }
+}
+
+fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
+    let base = base_of(file);
+    let top = Reader { table: &values.root, role: "mx", base: &base };
+    let state_dir = top.path("process.state_dir").unwrap_or_else(|| base.join("state"));
+    let repeated = |name: &str| values.repeated.get(name).map(Vec::as_slice).unwrap_or_default();
+
+    let certificates: Vec<Certificate> =
+        repeated("tls.certificate[]").iter().filter_map(|table| certificate(table, &base, report)).collect();
+    let listeners: Vec<Listener> = repeated("listener[]")
+        .iter()
+        .filter_map(|table| listener(table, &values.root, &certificates, &base, report))
+        .collect();
+    let routes: Vec<Route> = repeated("route[]").iter().filter_map(|table| route(table, &base, report)).collect();
+
+    let config = Config {
+        file: file.to_owned(),
+        text: report.text.clone(),
+        hostname: top.text("hostname"),
+        drain: top.time("drain"),
+        allow_data_loss: top.flag("allow_data_loss"),
+        process: Process {
+            workers: top.count("process.workers"),
+            shards: top.count("process.shards"),
+            user: top.text("process.user"),
+            group: top.text("process.group"),
+            state_dir: state_dir.clone(),
+        },
+        listeners,
+        tls_1_3_only: top.word("tls.min") == "1.3",
+        certificates,
+        users: top.path("users.file").unwrap_or_else(|| state_dir.join("auth/users")),
+        plugins: Plugins {
+            path: top.words("plugins.path").iter().map(|path| base.join(path)).collect(),
+            load: top.words("plugins.load"),
+        },
+        spool: Spool {
+            path: top.path("spool.path").unwrap_or_else(|| state_dir.join("spool")),
+            segment: top.count("spool.segment"),
+            durable: top.word("spool.durability") != "none",
+            min_free: top.count("spool.min_free"),
+        },
+        routes,
+        limits: Limits {
+            max_line: top.count("limits.max_line"),
+            max_messages: top.count("limits.max_messages"),
+            max_errors: top.count("limits.max_errors"),
+            max_idle_commands: top.count("limits.max_idle_commands"),
+            max_received: top.count("limits.max_received"),
+            max_sessions: top.count("limits.max_sessions"),
+            connect_rate: top.rate("limits.connect_rate"),
+            auth_rate: top.rate("limits.auth_rate"),
+            message_rate: top.rate("limits.message_rate"),
+            recipient_rate: top.rate("limits.recipient_rate"),
+            auth_failures: top.count("limits.auth_failures"),
+            sasl_line_octets_max: top.count("limits.sasl.line_octets_max"),
+        },
+        timeouts: Timeouts {
+            command: top.time("timeouts.command"),
+            pre_auth: top.time("timeouts.pre_auth"),
+            handshake: top.time("timeouts.handshake"),
+            data: top.time("timeouts.data"),
+            min_rate: top.count("timeouts.min_rate"),
+            session: top.time("timeouts.session"),
+        },
+        log: Log {
+            format: top.word("log.format"),
+            level: top.word("log.level"),
+            file: top.path("log.file"),
+            audit: top.path("log.audit"),
+        },
+        admin: Admin {
+            socket: top.path("admin.socket").unwrap_or_else(|| state_dir.join("run/admin.sock")),
+            metrics: top.text("admin.metrics").and_then(|text| endpoint(&text, &base)),
+        },
+        written: values.root.clone(),
+    };
+    // A table that could not be read would only cause findings that are not true.
+    let whole = config.listeners.len() == repeated("listener[]").len()
+        && config.routes.len() == repeated("route[]").len()
+        && config.certificates.len() == repeated("tls.certificate[]").len();
+    if whole && !report.has_errors() {
+        contradictions(&config, report);
+    }
+    whole.then_some(config)
+}
+
+/// The folder that relative paths start at.
+fn base_of(file: &Path) -> PathBuf {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::path::absolute(parent).unwrap_or_else(|_| parent.to_owned())
+}
+
+fn endpoint(text: &str, base: &Path) -> Option<Endpoint> {
+    match text.strip_prefix("unix:") {
+        Some(path) => Some(Endpoint::Unix(base.join(path))),
+        None => text.parse().ok().map(Endpoint::Tcp),
+    }
+}
+
+fn certificate(table: &Table, base: &Path, report: &mut Report) -> Option<Certificate> {
+    let read = Reader { table, role: "mx", base };
+    let cert = required(&read, "tls.certificate[].cert", report)?;
+    let key = required(&read, "tls.certificate[].key", report)?;
+    let cert = base.join(cert);
+    let name = read.text("tls.certificate[].name").unwrap_or_else(|| {
+        cert.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_else(|| "certificate".into())
+    });
+    Some(Certificate { written: table.clone(), name, cert, key: base.join(key) })
+}
+
+/// A required text; says so when it is missing (not when it was written and is wrong).
+fn required(read: &Reader<'_>, path: &'static str, report: &mut Report) -> Option<String> {
+    let text = read.text(path);
+    if text.is_none() {
+        missing(read.table, path, report);
+    }
+    text
+}
+
+fn missing(table: &Table, path: &'static str, report: &mut Report) {
+    if !table.broken.contains(path) {
+        let option = crate::options::find(path).expect("a row of the table (tested)");
+        let remedy = format!("add: {} = {}", option.key(), option.example);
+        report.error(Some(table.header.clone()), path.replace("[]", ""), "is missing", remedy);
+    }
+}
+
+fn listener(
+    table: &Table,
+    root: &Table,
+    certificates: &[Certificate],
+    base: &Path,
+    report: &mut Report,
+) -> Option<Listener> {
+    let role_text = required(&Reader { table, role: "mx", base }, "listener[].role", report);
+    let role_name = role_text.as_deref().unwrap_or("mx");
+    let read = Reader { table, role: role_name, base };
+    let top = Reader { table: root, role: role_name, base };
+    let bind = match table.value("listener[].bind", role_name) {
+        Some(Value::Addresses(bind)) => bind,
+        _ => {
+            missing(table, "listener[].bind", report);
+            return None;
+        }
+    };
+    let role = match role_text.as_deref()? {
+        "mx" => Role::Mx,
+        "submission" => Role::Submission,
+        _ => Role::Submissions,
+    };
+    let wanted = read.words("listener[].certificates");
+    let mut chosen = Vec::new();
+    for (index, name) in wanted.iter().enumerate() {
+        match certificates.iter().position(|certificate| certificate.name == *name) {
+            Some(at) => chosen.push(at),
+            None => {
+                let known: Vec<&str> = certificates.iter().map(|certificate| certificate.name.as_str()).collect();
+                report.error(
+                    Some(table.element("listener[].certificates", index)),
+                    "listener.certificates",
+                    format!("no [[tls.certificate]] has the name {name:?}"),
+                    if known.is_empty() {
+                        "add a [[tls.certificate]] table".to_owned()
+                    } else {
+                        format!("write one of: {}", known.join(", "))
+                    },
+                );
+            }
+        }
+    }
+    if wanted.is_empty() {
+        chosen = (0..certificates.len()).collect();
+    }
+    Some(Listener {
+        name: read.text("listener[].name").unwrap_or_else(|| role_name.to_owned()),
+        role,
+        bind,
+        hostname: read.text("listener[].hostname"),
+        tls: match read.word("listener[].tls").as_str() {
+            "off" => Tls::Off,
+            "starttls" => Tls::StartTls,
+            _ => Tls::Implicit,
+        },
+        certificates: chosen,
+        tls_tickets: read.flag("listener[].tls_tickets"),
+        domains: read.words("listener[].domains"),
+        any_recipient: read.word("listener[].recipients") == "any",
+        auth: match read.word("listener[].auth").as_str() {
+            "off" => AuthOffer::Off,
+            _ => AuthOffer::AfterTls,
+        },
+        mechanisms: read.words("listener[].mechanisms"),
+        require_tls: read.flag("listener[].require_tls"),
+        require_auth: read.flag("listener[].require_auth"),
+        cleartext_auth_nets: read.networks("listener[].cleartext_auth_nets"),
+        exempt_nets: read.networks("listener[].exempt_nets"),
+        identity_envelope: sender_check(&read.word("listener[].identity.envelope")),
+        identity_header: sender_check(&read.word("listener[].identity.header")),
+        fixups: read.flag("listener[].fixups"),
+        hide_client: read.flag("listener[].received.hide_client"),
+        trust_auth_param_from: read.words("listener[].trust_auth_param_from"),
+        starttls_trailing: match read.word("listener[].starttls_trailing").as_str() {
+            "close" => StarttlsTrailing::Close,
+            _ => StarttlsTrailing::Drop,
+        },
+        sync_violation: match read.word("listener[].sync_violation").as_str() {
+            "log" => SyncViolation::Log,
+            _ => SyncViolation::Close,
+        },
+        chunking: read.flag("listener[].chunking"),
+        smtputf8: read.flag("listener[].smtputf8"),
+        max_size: read.number("listener[].limits.max_size").unwrap_or_else(|| top.count("limits.max_size")),
+        max_rcpt: match read.number("listener[].limits.max_rcpt") {
+            Some(_) => read.count("listener[].limits.max_rcpt"),
+            None => top.count("limits.max_rcpt"),
+        },
+        per_ip: read.count("listener[].limits.per_ip"),
+        data_deadline: read.time("listener[].timeouts.data_deadline"),
+        written: table.clone(),
+    })
+}
+
+fn sender_check(word: &str) -> SenderCheck {
+    match word {
+        "log" => SenderCheck::Log,
+        "off" => SenderCheck::Off,
+        _ => SenderCheck::Enforce,
+    }
+}
+
+fn route(table: &Table, base: &Path, report: &mut Report) -> Option<Route> {
+    let read = Reader { table, role: "mx", base };
+    let kind = required(&read, "route[].kind", report)?;
+    let path = read.text("route[].path");
+    let kind = match (kind.as_str(), path) {
+        ("discard", None) => RouteKind::Discard,
+        ("discard", Some(_)) => {
+            let span = Some(table.span("route[].path"));
+            report.error(span, "route.path", "means nothing for kind \"discard\"", "take it out");
+            RouteKind::Discard
+        }
+        (_, Some(path)) => {
+            for part in path.split('{').skip(1) {
+                if !part.starts_with("domain}") && !part.starts_with("user}") {
+                    report.error(
+                        Some(table.span("route[].path")),
+                        "route.path",
+                        format!("unknown placeholder {{{}", part.split_inclusive('}').next().unwrap_or_default()),
+                        "write {domain} or {user}",
+                    );
+                }
+            }
+            RouteKind::Maildir(base.join(path))
+        }
+        (_, None) => {
+            missing(table, "route[].path", report);
+            return None;
+        }
+    };
+    Some(Route { written: table.clone(), domain: read.word("route[].domain"), kind })
+}
+
+impl Config {
+    /// The route of a recipient domain.
+    pub fn route_of(&self, domain: &str) -> Option<&Route> {
+        let named = self.routes.iter().find(|route| route.domain == domain);
+        named.or_else(|| self.routes.iter().find(|route| route.domain == "*"))
+    }
+
+    /// Whether mail may be lost, by choice.
+    pub fn loses_data(&self) -> bool {
+        !self.spool.durable || self.routes.iter().any(|route| route.kind == RouteKind::Discard)
+    }
+
+    /// Our name on a listener.
+    pub fn hostname_of(&self, listener: &Listener) -> String {
+        listener.hostname.clone().or_else(|| self.hostname.clone()).unwrap_or_else(system_hostname)
+    }
+}
+
+/// The system's host name, lower case.
+pub fn system_hostname() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    if name.is_empty() || name == "(none)" { "localhost".into() } else { name }
+}
+
+/// What fits the table row by row, but not together.
+fn contradictions(config: &Config, report: &mut Report) {
+    if config.listeners.is_empty() {
+        let remedy = "add a [[listener]] table, or let `portreeve init` write a file";
+        report.error(None, "listener", "there is none: nothing would be served", remedy);
+    }
+    for (index, listener) in config.listeners.iter().enumerate() {
+        about_listener(config, index, listener, report);
+    }
+    for (index, certificate) in config.certificates.iter().enumerate() {
+        if config.certificates[..index].iter().any(|earlier| earlier.name == certificate.name) {
+            report.error(
+                Some(certificate.written.span("tls.certificate[].name")),
+                "tls.certificate.name",
+                format!("two certificates are called {:?}", certificate.name),
+                "give one of them another name",
+            );
+        }
+    }
+    for (index, route) in config.routes.iter().enumerate() {
+        let span = || Some(route.written.span("route[].domain"));
+        if config.routes[..index].iter().any(|earlier| earlier.domain == route.domain) {
+            let cause = format!("two routes for {:?}: the second is never taken", route.domain);
+            report.error(span(), "route.domain", cause, "take one of them out");
+        }
+        if route.kind == RouteKind::Discard && !config.allow_data_loss {
+            report.error(
+                Some(route.written.span("route[].kind")),
+                "route.kind",
+                "\"discard\" loses mail",
+                "write kind = \"maildir\", or allow_data_loss = true at the top of the file (benches only)",
+            );
+        }
+    }
+    if !config.spool.durable && !config.allow_data_loss {
+        report.error(
+            Some(config.written.span("spool.durability")),
+            "spool.durability",
+            "\"none\" can lose acknowledged mail",
+            "write \"group-fsync\", or allow_data_loss = true at the top of the file (benches only)",
+        );
+    }
+    if config.allow_data_loss && !config.loses_data() {
+        report.warning(
+            Some(config.written.span("allow_data_loss")),
+            "allow_data_loss",
+            "permits losing mail, but nothing here does",
+            "take it out",
+        );
+    }
+    if config.process.group.is_some() && config.process.user.is_none() {
+        report.warning(
+            Some(config.written.span("process.group")),
+            "process.group",
+            "has no user beside it: it goes with the user `portreeve`",
+            "add process.user",
+        );
+    }
+    if config.plugins.load.is_empty() && config.listeners.iter().any(|l| l.auth != AuthOffer::Off) {
+        report.error(
+            Some(config.written.span("plugins.load")),
+            "plugins.load",
+            "is empty, but listeners offer AUTH",
+            "write [\"standard\"], or auth = \"off\" on each listener",
+        );
+    }
+}
+
+fn about_listener(config: &Config, index: usize, listener: &Listener, report: &mut Report) {
+    let span = |path: &str| Some(listener.written.span(path));
+    let earlier = &config.listeners[..index];
+    if earlier.iter().any(|other| other.name == listener.name) {
+        report.error(
+            span("listener[].name"),
+            "listener.name",
+            format!("two listeners are called {:?}", listener.name),
+            "give one of them another name",
+        );
+    }
+    if listener.bind.is_empty() {
+        report.error(span("listener[].bind"), "listener.bind", "is empty", "write an address, like [\"0.0.0.0:25\"]");
+    }
+    for (at, address) in listener.bind.iter().enumerate() {
+        let place = Some(listener.written.element("listener[].bind", at));
+        if address.port() == 0 {
+            let remedy = "write the port, 25, 587 or 465";
+            report.error(place.clone(), "listener.bind", format!("{address} has no port"), remedy);
+        }
+        let clash = |other: &SocketAddr| {
+            other.port() == address.port()
+                && other.is_ipv4() == address.is_ipv4()
+                && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
+        };
+        if let Some(other) = earlier.iter().find(|other| other.bind.iter().any(clash)) {
+            report.error(
+                place,
+                "listener.bind",
+                format!("{address} is taken by the listener {:?}", other.name),
+                "give one of them another address or port",
+            );
+        } else if listener.bind[..at].iter().any(clash) {
+            report.error(
+                place,
+                "listener.bind",
+                format!("{address} is covered by another address of this listener"),
+                "take one of them out",
+            );
+        }
+    }
+    match (listener.role, listener.tls) {
+        (Role::Submissions, Tls::Off | Tls::StartTls) => report.error(
+            span("listener[].tls"),
+            "listener.tls",
+            "the role \"submissions\" is TLS from the first octet (RFC 8314 §3.3)",
+            "write tls = \"implicit\", or role = \"submission\"",
+        ),
+        (Role::Mx, Tls::Implicit) => report.error(
+            span("listener[].tls"),
+            "listener.tls",
+            "other hosts do not speak implicit TLS to an mx",
+            "write tls = \"starttls\"",
+        ),
+        _ => {}
+    }
+    if listener.tls != Tls::Off && listener.certificates.is_empty() && !config.certificates.is_empty() {
+        // Names that were not found have been told already.
+    } else if listener.tls != Tls::Off && listener.certificates.is_empty() {
+        let how = if listener.tls == Tls::Implicit { "implicit TLS" } else { "STARTTLS" };
+        report.error(
+            span("listener[].tls"),
+            "listener.tls",
+            format!("the listener {:?} wants {how}, but there is no certificate", listener.name),
+            "add a [[tls.certificate]] table with cert and key, or write tls = \"off\"",
+        );
+    }
+    if listener.require_tls && listener.tls == Tls::Off {
+        report.error(
+            span("listener[].require_tls"),
+            "listener.require_tls",
+            "nobody could get past it: the listener has no TLS",
+            "write require_tls = false, or tls = \"starttls\"",
+        );
+    }
+    if listener.require_tls && listener.role == Role::Mx {
+        report.warning(
+            span("listener[].require_tls"),
+            "listener.require_tls",
+            "a public mx must not refuse mail in clear (RFC 3207 §4)",
+            "write require_tls = false unless only known hosts deliver here",
+        );
+    }
+    if listener.require_auth && listener.auth == AuthOffer::Off {
+        report.error(
+            span("listener[].auth"),
+            "listener.auth",
+            "nobody could get past require_auth: AUTH is off",
+            "write auth = \"after-tls\", or require_auth = false",
+        );
+    }
+    if listener.auth != AuthOffer::Off && listener.tls == Tls::Off && listener.cleartext_auth_nets.is_empty() {
+        let blocked = listener.require_auth;
+        let (cause, remedy) = (
+            "AUTH is offered inside TLS only, and the listener has none",
+            "write tls = \"starttls\", auth = \"off\", or name networks in cleartext_auth_nets",
+        );
+        if blocked {
+            report.error(span("listener[].auth"), "listener.auth", cause, remedy);
+        } else {
+            report.warning(span("listener[].auth"), "listener.auth", cause, remedy);
+        }
+    }
+    if listener.auth != AuthOffer::Off && listener.mechanisms.is_empty() {
+        report.error(
+            span("listener[].mechanisms"),
+            "listener.mechanisms",
+            "is empty, but AUTH is offered",
+            "write [\"PLAIN\", \"LOGIN\"], or auth = \"off\"",
+        );
+    }
+    for (at, network) in listener.cleartext_auth_nets.iter().enumerate() {
+        if network.prefix_len() == 0 {
+            report.warning(
+                Some(listener.written.element("listener[].cleartext_auth_nets", at)),
+                "listener.cleartext_auth_nets",
+                format!("{network} lets everybody send passwords in clear"),
+                "name only networks that nobody listens in",
+            );
+        }
+    }
+    for (at, network) in listener.exempt_nets.iter().enumerate() {
+        if network.prefix_len() == 0 {
+            report.warning(
+                Some(listener.written.element("listener[].exempt_nets", at)),
+                "listener.exempt_nets",
+                format!("{network} takes limits and penalties away for everybody"),
+                "name only hosts that you run",
+            );
+        }
+    }
+    if listener.any_recipient {
+        report.warning(
+            span("listener[].recipients"),
+            "listener.recipients",
+            "\"any\" takes mail for people who do not exist: bounces go to forged senders",
+            "write \"directory\" unless the next hop says no before we say 250",
+        );
+    }
+    if listener.role == Role::Mx && listener.domains.is_empty() {
+        report.warning(
+            span("listener[].domains"),
+            "listener.domains",
+            format!("the mx {:?} has no domains: it takes no mail from strangers", listener.name),
+            "write domains = [\"example.org\"]",
+        );
+    }
+    for (at, domain) in listener.domains.iter().enumerate() {
+        if config.route_of(domain).is_none() {
+            report.error(
+                Some(listener.written.element("listener[].domains", at)),
+                "listener.domains",
+                format!("no route takes mail for {domain}"),
+                format!("add a [[route]] table with domain = \"{domain}\" or \"*\""),
+            );
+        }
+    }
+    // Whoever has authenticated may write anywhere.
+    let relays = listener.auth != AuthOffer::Off || (!listener.require_auth && listener.role.is_submission());
+    if relays && config.route_of("*").is_none() {
+        report.error(
+            Some(listener.written.header.clone()),
+            "route",
+            format!(
+                "the listener {:?} relays for the authenticated, but no route takes mail for other domains",
+                listener.name
+            ),
+            "add a [[route]] table with domain = \"*\", or write auth = \"off\"",
+        );
+    }
+    if !listener.require_auth && listener.role.is_submission() {
+        report.warning(
+            span("listener[].require_auth"),
+            "listener.require_auth",
+            "strangers may submit mail here",
+            "write require_auth = true",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

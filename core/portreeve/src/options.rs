@@ -1,0 +1,973 @@
+//! Every setting there is, in one table.
+//!
+//! The parser (`values.rs`), the sample file (`config/portreeve.toml`) and the reference
+//! (`docs/configuration.md`) are made from [`OPTIONS`]; nothing else in the program knows which keys
+//! exist. A new option begins as a row here, and as a field in `config.rs` that reads it.
+
+use std::fmt::Write as _;
+
+/// One setting.
+pub struct Opt {
+    /// Where it stands: `spool.path`, `listener[].bind`. `[]` marks a table that may be repeated.
+    pub path: &'static str,
+    /// What may be written.
+    pub kind: Kind,
+    /// What holds when it is not written.
+    pub default: Default,
+    /// What a change needs.
+    pub reload: Reload,
+    /// For the reference and the sample file.
+    pub help: &'static str,
+    /// A value that shows the form, as TOML.
+    pub example: &'static str,
+}
+
+/// What may be written as a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text without control characters.
+    Text,
+    /// A host name.
+    Host,
+    /// `true` or `false`.
+    Flag,
+    /// A whole number.
+    Count {
+        /// Smallest.
+        min: u64,
+        /// Largest.
+        max: u64,
+    },
+    /// A number of octets: `65536`, `"64KiB"`, `"50MiB"`.
+    Octets {
+        /// Smallest.
+        min: u64,
+        /// Largest.
+        max: u64,
+    },
+    /// A span of time: `"250ms"`, `"30s"`, `"5m"`, `"2h"`.
+    Duration {
+        /// Smallest, milliseconds.
+        min: u64,
+        /// Largest, milliseconds.
+        max: u64,
+    },
+    /// So many per time: `"30/min"`, `"5/s"`, `"500/h"`, or `"off"`.
+    Rate,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A file or folder; relative ones start at the folder of the configuration file.
+    Path,
+    /// Addresses with port: `["0.0.0.0:25", "[::]:25"]`.
+    Addresses,
+    /// Networks: `["127.0.0.0/8", "::1"]`.
+    Networks,
+    /// Domains: `["example.org"]`.
+    Domains,
+    /// SASL mechanism names, strongest first.
+    Mechanisms,
+    /// A list of words.
+    Words,
+    /// A list of files or folders.
+    Paths,
+    /// Where a service is reached: `"unix:run/x.sock"`, `"127.0.0.1:9025"` or `"off"`.
+    Endpoint,
+    /// A mail domain, or `"*"` for all others.
+    RouteDomain,
+}
+
+/// What holds when an option is not written.
+#[derive(Clone, Copy, Debug)]
+pub enum Default {
+    /// This value, as TOML.
+    Is(&'static str),
+    /// It depends on the listener's role; values as TOML.
+    ByRole {
+        /// For `mx`.
+        mx: &'static str,
+        /// For `submission`.
+        submission: &'static str,
+        /// For `submissions`.
+        submissions: &'static str,
+    },
+    /// Nothing is set; the words say what happens then.
+    Unset(&'static str),
+    /// It must be written.
+    Required,
+}
+
+/// What a change of an option needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// `portreeve reload`: new sessions see it.
+    Reload,
+    /// Stop and start.
+    Restart,
+    /// Seen within seconds, by itself.
+    Watched,
+}
+
+/// A table of the file.
+pub struct Section {
+    /// `listener[]`, `limits`; empty for the top of the file.
+    pub path: &'static str,
+    /// What it is for.
+    pub help: &'static str,
+}
+
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// The role names.
+pub const ROLES: &[&str] = &["mx", "submission", "submissions"];
+
+/// Tables in the order of the sample file.
+pub const SECTIONS: &[Section] = &[
+    Section { path: "", help: "The whole server." },
+    Section { path: "process", help: "Processes and the rights they run with." },
+    Section {
+        path: "listener[]",
+        help: "A listener: addresses, what they are for, who may do what there. Repeat the table for each one.",
+    },
+    Section {
+        path: "tls",
+        help: "TLS for all listeners. Certificates are chosen by the name that the client asks for (SNI); the first \
+               certificate of a listener is its default.",
+    },
+    Section { path: "tls.certificate[]", help: "A certificate with its key. Repeat the table for each one." },
+    Section { path: "users", help: "Who may log in, and which local mailboxes exist." },
+    Section { path: "plugins", help: "Mechanism libraries." },
+    Section { path: "spool", help: "Where accepted mail is kept until it is handed on." },
+    Section {
+        path: "route[]",
+        help: "Where mail goes, by recipient domain. The first route that names the domain is taken, then the one \
+               for \"*\". Repeat the table for each one.",
+    },
+    Section {
+        path: "limits", help: "Bounds. Those that a listener may set for itself stand there as `limits.…` too."
+    },
+    Section { path: "timeouts", help: "Deadlines." },
+    Section { path: "log", help: "Log lines: one event, one line. Passwords and tokens are never written." },
+    Section { path: "admin", help: "How the running server is asked for its state." },
+];
+
+/// All settings, in the order of the sample file.
+pub const OPTIONS: &[Opt] = &[
+    // The whole server
+    Opt {
+        path: "hostname",
+        kind: Kind::Host,
+        default: Default::Unset("the system's host name"),
+        reload: Reload::Reload,
+        help: "Our name in greeting, EHLO reply and Received lines. Should resolve to this host's address.",
+        example: "\"mail.example.org\"",
+    },
+    Opt {
+        path: "drain",
+        kind: Kind::Duration { min: 0, max: HOUR },
+        default: Default::Is("\"120s\""),
+        reload: Reload::Reload,
+        help: "How long sessions may go on after SIGTERM, or in an old generation after a reload. Idle sessions get \
+               421 then; a transaction in progress may finish until 300 s.",
+        example: "\"30s\"",
+    },
+    Opt {
+        path: "allow_data_loss",
+        kind: Kind::Flag,
+        default: Default::Is("false"),
+        reload: Reload::Reload,
+        help: "Permits what can lose mail: `spool.durability = \"none\"` and routes of kind `discard`. For benches only; \
+               said loudly in the EHLO reply and in `portreeve status`.",
+        example: "true",
+    },
+    // Processes
+    Opt {
+        path: "process.workers",
+        kind: Kind::Count { min: 1, max: 256 },
+        default: Default::Is("1"),
+        reload: Reload::Restart,
+        help: "Worker processes. More than one gives isolation, and more sessions than one process may have descriptors.",
+        example: "2",
+    },
+    Opt {
+        path: "process.shards",
+        kind: Kind::Count { min: 0, max: 256 },
+        default: Default::Is("0"),
+        reload: Reload::Restart,
+        help: "Event loops (threads) in each worker; 0 means one per core.",
+        example: "4",
+    },
+    Opt {
+        path: "process.user",
+        kind: Kind::Text,
+        default: Default::Unset("`portreeve` when started as root; no change of user otherwise"),
+        reload: Reload::Restart,
+        help: "Every process except the supervisor runs as this user when started as root. \"root\" keeps root's \
+               rights and warns.",
+        example: "\"mail\"",
+    },
+    Opt {
+        path: "process.group",
+        kind: Kind::Text,
+        default: Default::Unset("the user's own group"),
+        reload: Reload::Restart,
+        help: "The group that goes with `process.user`.",
+        example: "\"mail\"",
+    },
+    Opt {
+        path: "process.state_dir",
+        kind: Kind::Path,
+        default: Default::Is("\"state\""),
+        reload: Reload::Restart,
+        help: "Holds `run/` (lock, sockets), `secrets/`, and by default `spool/` and `auth/`. Made with mode 0700.",
+        example: "\"/var/lib/portreeve\"",
+    },
+    // Listeners
+    Opt {
+        path: "listener[].name",
+        kind: Kind::Text,
+        default: Default::Unset("the role's name"),
+        reload: Reload::Reload,
+        help: "Names the listener in logs, figures and commands. Each name once.",
+        example: "\"mx\"",
+    },
+    Opt {
+        path: "listener[].role",
+        kind: Kind::Choice(ROLES),
+        default: Default::Required,
+        reload: Reload::Reload,
+        help: "`mx` takes mail for its domains and relays for the authenticated (port 25); `submission` wants STARTTLS, \
+               then AUTH (587); `submissions` wants TLS from the first octet, then AUTH (465).",
+        example: "\"mx\"",
+    },
+    Opt {
+        path: "listener[].bind",
+        kind: Kind::Addresses,
+        default: Default::Required,
+        reload: Reload::Reload,
+        help: "Addresses with port. `[::]` takes IPv6 only; write `0.0.0.0` beside it for IPv4.",
+        example: "[\"0.0.0.0:25\", \"[::]:25\"]",
+    },
+    Opt {
+        path: "listener[].hostname",
+        kind: Kind::Host,
+        default: Default::Unset("`hostname`"),
+        reload: Reload::Reload,
+        help: "Our name on this listener.",
+        example: "\"submit.example.org\"",
+    },
+    Opt {
+        path: "listener[].tls",
+        kind: Kind::Choice(&["off", "starttls", "implicit"]),
+        default: Default::ByRole { mx: "\"starttls\"", submission: "\"starttls\"", submissions: "\"implicit\"" },
+        reload: Reload::Reload,
+        help: "How TLS comes about.",
+        example: "\"starttls\"",
+    },
+    Opt {
+        path: "listener[].certificates",
+        kind: Kind::Words,
+        default: Default::Unset("all of them"),
+        reload: Reload::Reload,
+        help: "Names of the `[[tls.certificate]]` tables that this listener uses; the first is its default.",
+        example: "[\"main\"]",
+    },
+    Opt {
+        path: "listener[].tls_tickets",
+        kind: Kind::Flag,
+        default: Default::ByRole { mx: "false", submission: "true", submissions: "true" },
+        reload: Reload::Reload,
+        help: "Whether clients may resume TLS sessions. Off on `mx`: a large sender drops connections that offer it.",
+        example: "true",
+    },
+    Opt {
+        path: "listener[].domains",
+        kind: Kind::Domains,
+        default: Default::Is("[]"),
+        reload: Reload::Reload,
+        help: "Our own domains: their recipients must exist (unknown ones: 550 5.1.1), and anybody may write to them \
+               on `mx`. All other domains are relaying.",
+        example: "[\"example.org\"]",
+    },
+    Opt {
+        path: "listener[].recipients",
+        kind: Kind::Choice(&["directory", "any"]),
+        default: Default::Is("\"directory\""),
+        reload: Reload::Reload,
+        help: "`directory` asks the users file whether a recipient in `domains` exists. `any` takes every recipient \
+               there: only for hosts whose next hop says no, or bounces go to forged senders.",
+        example: "\"any\"",
+    },
+    Opt {
+        path: "listener[].auth",
+        kind: Kind::Choice(&["off", "after-tls"]),
+        default: Default::Is("\"after-tls\""),
+        reload: Reload::Reload,
+        help: "Whether AUTH is offered (inside TLS; in clear only to `cleartext_auth_nets`).",
+        example: "\"off\"",
+    },
+    Opt {
+        path: "listener[].mechanisms",
+        kind: Kind::Mechanisms,
+        default: Default::Is("[\"PLAIN\", \"LOGIN\"]"),
+        reload: Reload::Reload,
+        help: "SASL mechanisms to offer. Each must be in a loaded library, see `plugins.load`; CRAM-MD5 is in `legacy`.",
+        example: "[\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]",
+    },
+    Opt {
+        path: "listener[].require_tls",
+        kind: Kind::Flag,
+        default: Default::ByRole { mx: "false", submission: "true", submissions: "true" },
+        reload: Reload::Reload,
+        help: "Before TLS everything but EHLO, HELO, NOOP, RSET, STARTTLS and QUIT is answered 530. A public MX must \
+               not ask for this (RFC 3207 §4).",
+        example: "false",
+    },
+    Opt {
+        path: "listener[].require_auth",
+        kind: Kind::Flag,
+        default: Default::ByRole { mx: "false", submission: "true", submissions: "true" },
+        reload: Reload::Reload,
+        help: "Before AUTH a transaction is answered 530.",
+        example: "false",
+    },
+    Opt {
+        path: "listener[].cleartext_auth_nets",
+        kind: Kind::Networks,
+        default: Default::Is("[]"),
+        reload: Reload::Reload,
+        help: "Networks that may send passwords without TLS.",
+        example: "[\"127.0.0.0/8\", \"::1/128\"]",
+    },
+    Opt {
+        path: "listener[].exempt_nets",
+        kind: Kind::Networks,
+        default: Default::Is("[]"),
+        reload: Reload::Reload,
+        help: "Networks without limits, delays and penalties: webmail hosts, load tests.",
+        example: "[\"192.0.2.0/24\"]",
+    },
+    Opt {
+        path: "listener[].identity.envelope",
+        kind: Kind::Choice(&["enforce", "log", "off"]),
+        default: Default::Is("\"enforce\""),
+        reload: Reload::Reload,
+        help: "MAIL FROM held against what the user may send as.",
+        example: "\"log\"",
+    },
+    Opt {
+        path: "listener[].identity.header",
+        kind: Kind::Choice(&["enforce", "log", "off"]),
+        default: Default::Is("\"enforce\""),
+        reload: Reload::Reload,
+        help: "Header From held against what the user may send as.",
+        example: "\"log\"",
+    },
+    Opt {
+        path: "listener[].fixups",
+        kind: Kind::Flag,
+        default: Default::ByRole { mx: "false", submission: "true", submissions: "true" },
+        reload: Reload::Reload,
+        help: "Add Date and Message-ID where a client left them out (RFC 6409 §8).",
+        example: "false",
+    },
+    Opt {
+        path: "listener[].received.hide_client",
+        kind: Kind::Flag,
+        default: Default::ByRole { mx: "false", submission: "true", submissions: "true" },
+        reload: Reload::Reload,
+        help: "Keep the client's address and name out of the Received line.",
+        example: "false",
+    },
+    Opt {
+        path: "listener[].trust_auth_param_from",
+        kind: Kind::Words,
+        default: Default::Is("[]"),
+        reload: Reload::Reload,
+        help: "Users whose `AUTH=` parameter of MAIL is believed (RFC 4954 §5); others' counts as `<>`.",
+        example: "[\"relay@example.org\"]",
+    },
+    Opt {
+        path: "listener[].starttls_trailing",
+        kind: Kind::Choice(&["drop", "close"]),
+        default: Default::Is("\"drop\""),
+        reload: Reload::Reload,
+        help: "Octets that came behind STARTTLS in clear: thrown away and counted, or `554 5.5.0` and close.",
+        example: "\"close\"",
+    },
+    Opt {
+        path: "listener[].sync_violation",
+        kind: Kind::Choice(&["close", "log"]),
+        default: Default::ByRole { mx: "\"close\"", submission: "\"log\"", submissions: "\"log\"" },
+        reload: Reload::Reload,
+        help: "A client that talks before it may: `554 5.5.0` and close, or only noted.",
+        example: "\"log\"",
+    },
+    Opt {
+        path: "listener[].chunking",
+        kind: Kind::Flag,
+        default: Default::Is("true"),
+        reload: Reload::Reload,
+        help: "Offer CHUNKING (BDAT, RFC 3030).",
+        example: "false",
+    },
+    Opt {
+        path: "listener[].smtputf8",
+        kind: Kind::Flag,
+        default: Default::Is("true"),
+        reload: Reload::Reload,
+        help: "Offer SMTPUTF8 (RFC 6531). Turn it off when what is behind the routes cannot carry it.",
+        example: "false",
+    },
+    Opt {
+        path: "listener[].limits.max_size",
+        kind: Kind::Octets { min: 64 * KIB, max: 4 * GIB },
+        default: Default::Unset("`limits.max_size`"),
+        reload: Reload::Reload,
+        help: "Largest message on this listener.",
+        example: "\"25MiB\"",
+    },
+    Opt {
+        path: "listener[].limits.max_rcpt",
+        kind: Kind::Count { min: 100, max: 100_000 },
+        default: Default::Unset("`limits.max_rcpt`"),
+        reload: Reload::Reload,
+        help: "Most recipients of a message on this listener.",
+        example: "200",
+    },
+    Opt {
+        path: "listener[].limits.per_ip",
+        kind: Kind::Count { min: 1, max: 1_000_000 },
+        default: Default::ByRole { mx: "50", submission: "20", submissions: "20" },
+        reload: Reload::Reload,
+        help: "Concurrent sessions of one client (an IPv4 address, an IPv6 /64) on this listener; more get 421 4.7.0.",
+        example: "100",
+    },
+    Opt {
+        path: "listener[].timeouts.data_deadline",
+        kind: Kind::Duration { min: 10 * SECOND, max: HOUR },
+        default: Default::ByRole { mx: "\"540s\"", submission: "\"110s\"", submissions: "\"110s\"" },
+        reload: Reload::Reload,
+        help: "From the end of the data to our answer. Later the message is not kept and 451 4.4.5 is said, so that a \
+               client that gave up makes no twin.",
+        example: "\"300s\"",
+    },
+    // TLS
+    Opt {
+        path: "tls.min",
+        kind: Kind::Choice(&["1.2", "1.3"]),
+        default: Default::Is("\"1.2\""),
+        reload: Reload::Reload,
+        help: "Oldest TLS version (RFC 8996).",
+        example: "\"1.3\"",
+    },
+    Opt {
+        path: "tls.certificate[].name",
+        kind: Kind::Text,
+        default: Default::Unset("the file's name without its ending"),
+        reload: Reload::Reload,
+        help: "What a listener's `certificates` calls it.",
+        example: "\"main\"",
+    },
+    Opt {
+        path: "tls.certificate[].cert",
+        kind: Kind::Path,
+        default: Default::Required,
+        reload: Reload::Watched,
+        help: "PEM file: our certificate first, then those between it and the root.",
+        example: "\"tls/fullchain.pem\"",
+    },
+    Opt {
+        path: "tls.certificate[].key",
+        kind: Kind::Path,
+        default: Default::Required,
+        reload: Reload::Watched,
+        help: "PEM file: the private key. Readable for its owner only.",
+        example: "\"tls/privkey.pem\"",
+    },
+    // Users
+    Opt {
+        path: "users.file",
+        kind: Kind::Path,
+        default: Default::Unset("`auth/users` in the state folder"),
+        reload: Reload::Watched,
+        help: "The users file; `portreeve user` edits it. A changed file is checked, then taken over.",
+        example: "\"/etc/portreeve/users\"",
+    },
+    // Plugins
+    Opt {
+        path: "plugins.path",
+        kind: Kind::Paths,
+        default: Default::Is("[]"),
+        reload: Reload::Reload,
+        help: "Folders that are searched for libraries first; then the program's own folder, then \
+               `../lib/portreeve/plugins` beside it.",
+        example: "[\"/usr/lib/portreeve/plugins\"]",
+    },
+    Opt {
+        path: "plugins.load",
+        kind: Kind::Words,
+        default: Default::Is("[\"standard\"]"),
+        reload: Reload::Reload,
+        help: "Libraries to load, by id: `portreeve_<id>.so` or `libportreeve_<id>.so`. Bundled: `standard` (PLAIN, \
+               LOGIN), `legacy` (CRAM-MD5).",
+        example: "[\"standard\", \"legacy\"]",
+    },
+    // Spool
+    Opt {
+        path: "spool.path",
+        kind: Kind::Path,
+        default: Default::Unset("`spool` in the state folder"),
+        reload: Reload::Restart,
+        help: "Folder of the spool. A local file system that keeps what it has synced.",
+        example: "\"/var/spool/portreeve\"",
+    },
+    Opt {
+        path: "spool.segment",
+        kind: Kind::Octets { min: MIB, max: GIB },
+        default: Default::Is("\"64MiB\""),
+        reload: Reload::Reload,
+        help: "Size of one segment file.",
+        example: "\"16MiB\"",
+    },
+    Opt {
+        path: "spool.durability",
+        kind: Kind::Choice(&["group-fsync", "none"]),
+        default: Default::Is("\"group-fsync\""),
+        reload: Reload::Reload,
+        help: "`group-fsync`: 250 means that message and envelope are on disk. `none` can lose acknowledged mail and \
+               needs `allow_data_loss = true`.",
+        example: "\"none\"",
+    },
+    Opt {
+        path: "spool.min_free",
+        kind: Kind::Octets { min: 0, max: 1024 * GIB },
+        default: Default::Is("\"128MiB\""),
+        reload: Reload::Reload,
+        help: "Below this much free room new messages get 452 4.3.1.",
+        example: "\"1GiB\"",
+    },
+    // Routes
+    Opt {
+        path: "route[].domain",
+        kind: Kind::RouteDomain,
+        default: Default::Is("\"*\""),
+        reload: Reload::Reload,
+        help: "The recipient's domain; \"*\" is every other one.",
+        example: "\"example.org\"",
+    },
+    Opt {
+        path: "route[].kind",
+        kind: Kind::Choice(&["maildir", "discard"]),
+        default: Default::Required,
+        reload: Reload::Reload,
+        help: "`maildir` writes files below `path`; `discard` throws mail away (benches; needs `allow_data_loss = true`).",
+        example: "\"maildir\"",
+    },
+    Opt {
+        path: "route[].path",
+        kind: Kind::Path,
+        default: Default::Unset("required for `maildir`"),
+        reload: Reload::Reload,
+        help: "Folder of the Maildirs. `{domain}` and `{user}` stand for the mailbox's parts; without them all mail \
+               of the route lands in one Maildir.",
+        example: "\"mail/{domain}/{user}\"",
+    },
+    // Limits
+    Opt {
+        path: "limits.max_size",
+        kind: Kind::Octets { min: 64 * KIB, max: 4 * GIB },
+        default: Default::Is("\"50MiB\""),
+        reload: Reload::Reload,
+        help: "Largest message; announced as SIZE (RFC 1870), more gets 552 5.3.4.",
+        example: "\"25MiB\"",
+    },
+    Opt {
+        path: "limits.max_rcpt",
+        kind: Kind::Count { min: 100, max: 100_000 },
+        default: Default::Is("1000"),
+        reload: Reload::Reload,
+        help: "Most recipients of a message, at least 100 (RFC 5321 §4.5.3.1.8); more get 452 4.5.3.",
+        example: "200",
+    },
+    Opt {
+        path: "limits.max_line",
+        kind: Kind::Count { min: 512, max: 65_536 },
+        default: Default::Is("2048"),
+        reload: Reload::Reload,
+        help: "Longest command line with CRLF, octets; longer ones get 500 5.5.2 and the session goes on.",
+        example: "4096",
+    },
+    Opt {
+        path: "limits.max_messages",
+        kind: Kind::Count { min: 1, max: 1_000_000 },
+        default: Default::Is("1000"),
+        reload: Reload::Reload,
+        help: "Messages of one session.",
+        example: "100",
+    },
+    Opt {
+        path: "limits.max_errors",
+        kind: Kind::Count { min: 1, max: 255 },
+        default: Default::Is("10"),
+        reload: Reload::Reload,
+        help: "Refused commands before 421.",
+        example: "20",
+    },
+    Opt {
+        path: "limits.max_idle_commands",
+        kind: Kind::Count { min: 10, max: 255 },
+        default: Default::Is("100"),
+        reload: Reload::Reload,
+        help: "Commands that do nothing (NOOP, RSET, VRFY, HELP, repeated EHLO) before 421.",
+        example: "50",
+    },
+    Opt {
+        path: "limits.max_received",
+        kind: Kind::Count { min: 10, max: 1000 },
+        default: Default::Is("50"),
+        reload: Reload::Reload,
+        help: "Received lines before a message counts as looping (554 5.4.6).",
+        example: "30",
+    },
+    Opt {
+        path: "limits.max_sessions",
+        kind: Kind::Count { min: 1, max: 10_000_000 },
+        default: Default::Is("100000"),
+        reload: Reload::Reload,
+        help: "Sessions of all listeners together in one worker; more get 421 4.3.2. Bounded by the descriptors that \
+               the process may have.",
+        example: "20000",
+    },
+    Opt {
+        path: "limits.connect_rate",
+        kind: Kind::Rate,
+        default: Default::Is("\"off\""),
+        reload: Reload::Reload,
+        help: "Connections of one client (an IPv4 address, an IPv6 /64); more get 421 4.7.0.",
+        example: "\"60/min\"",
+    },
+    Opt {
+        path: "limits.auth_rate",
+        kind: Kind::Rate,
+        default: Default::Is("\"30/min\""),
+        reload: Reload::Reload,
+        help: "AUTH commands of one client; more get 454 4.7.0.",
+        example: "\"10/min\"",
+    },
+    Opt {
+        path: "limits.message_rate",
+        kind: Kind::Rate,
+        default: Default::Is("\"off\""),
+        reload: Reload::Reload,
+        help: "Messages of one client or user; more get 450 4.7.1.",
+        example: "\"500/h\"",
+    },
+    Opt {
+        path: "limits.recipient_rate",
+        kind: Kind::Rate,
+        default: Default::Is("\"off\""),
+        reload: Reload::Reload,
+        help: "Recipients of one client or user; more get 450 4.7.1.",
+        example: "\"2000/h\"",
+    },
+    Opt {
+        path: "limits.auth_failures",
+        kind: Kind::Count { min: 3, max: 20 },
+        default: Default::Is("3"),
+        reload: Reload::Reload,
+        help: "Failed logins of one session before 421 4.7.0; not fewer than 3 (RFC 4954 §9).",
+        example: "5",
+    },
+    Opt {
+        path: "limits.sasl.line_octets_max",
+        kind: Kind::Count { min: 12_288, max: 131_072 },
+        default: Default::Is("24576"),
+        reload: Reload::Reload,
+        help: "Longest AUTH command or response line with CRLF, octets (RFC 4954 §4 asks for 12288).",
+        example: "32768",
+    },
+    // Deadlines
+    Opt {
+        path: "timeouts.command",
+        kind: Kind::Duration { min: SECOND, max: HOUR },
+        default: Default::Is("\"300s\""),
+        reload: Reload::Reload,
+        help: "From one whole command to the next (RFC 5321 §4.5.3.2.7); not reset by single octets.",
+        example: "\"60s\"",
+    },
+    Opt {
+        path: "timeouts.pre_auth",
+        kind: Kind::Duration { min: SECOND, max: HOUR },
+        default: Default::Is("\"120s\""),
+        reload: Reload::Reload,
+        help: "On listeners that require AUTH: from connecting to a successful login.",
+        example: "\"60s\"",
+    },
+    Opt {
+        path: "timeouts.handshake",
+        kind: Kind::Duration { min: SECOND, max: 10 * MINUTE },
+        default: Default::Is("\"30s\""),
+        reload: Reload::Reload,
+        help: "TLS handshake.",
+        example: "\"10s\"",
+    },
+    Opt {
+        path: "timeouts.data",
+        kind: Kind::Duration { min: SECOND, max: HOUR },
+        default: Default::Is("\"180s\""),
+        reload: Reload::Reload,
+        help: "Silence within message data (RFC 5321 §4.5.3.2.5).",
+        example: "\"60s\"",
+    },
+    Opt {
+        path: "timeouts.min_rate",
+        kind: Kind::Octets { min: 0, max: MIB },
+        default: Default::Is("500"),
+        reload: Reload::Reload,
+        help: "Message data must come with at least this many octets a second on average, after a grace of one minute.",
+        example: "1000",
+    },
+    Opt {
+        path: "timeouts.session",
+        kind: Kind::Duration { min: MINUTE, max: 24 * HOUR },
+        default: Default::Is("\"1h\""),
+        reload: Reload::Reload,
+        help: "A whole session.",
+        example: "\"2h\"",
+    },
+    // Log
+    Opt {
+        path: "log.format",
+        kind: Kind::Choice(&["auto", "human", "json"]),
+        default: Default::Is("\"auto\""),
+        reload: Reload::Restart,
+        help: "`auto`: for people on a terminal, JSON otherwise.",
+        example: "\"json\"",
+    },
+    Opt {
+        path: "log.level",
+        kind: Kind::Choice(&["error", "warning", "info", "debug"]),
+        default: Default::Is("\"info\""),
+        reload: Reload::Restart,
+        help: "The least important events that are written.",
+        example: "\"warning\"",
+    },
+    Opt {
+        path: "log.file",
+        kind: Kind::Path,
+        default: Default::Unset("standard error"),
+        reload: Reload::Restart,
+        help: "File that log lines are appended to. It is opened again when it was moved away.",
+        example: "\"/var/log/portreeve.log\"",
+    },
+    Opt {
+        path: "log.audit",
+        kind: Kind::Path,
+        default: Default::Unset("among the log lines"),
+        reload: Reload::Restart,
+        help: "File for audit records (one per session and per login), as JSON lines.",
+        example: "\"/var/log/portreeve-audit.log\"",
+    },
+    // Admin
+    Opt {
+        path: "admin.socket",
+        kind: Kind::Path,
+        default: Default::Unset("`run/admin.sock` in the state folder"),
+        reload: Reload::Restart,
+        help: "Unix socket of `portreeve status` and `reload`; mode 0600.",
+        example: "\"/run/portreeve/admin.sock\"",
+    },
+    Opt {
+        path: "admin.metrics",
+        kind: Kind::Endpoint,
+        default: Default::Is("\"off\""),
+        reload: Reload::Restart,
+        help: "Figures as Prometheus text: `\"unix:PATH\"`, or an address of this host itself. Answers GET /metrics.",
+        example: "\"127.0.0.1:9025\"",
+    },
+];
+
+/// The row of a path, `listener[].role`.
+pub fn find(path: &str) -> Option<&'static Opt> {
+    OPTIONS.iter().find(|option| option.path == path)
+}
+
+impl Opt {
+    /// The table it stands in, as in [`SECTIONS`].
+    pub fn section(&self) -> &'static str {
+        SECTIONS
+            .iter()
+            .map(|section| section.path)
+            .filter(|&section| {
+                section.is_empty() || self.path.strip_prefix(section).is_some_and(|r| r.starts_with('.'))
+            })
+            .max_by_key(|section| section.len())
+            .unwrap_or_default()
+    }
+
+    /// The key as written inside its table: `received.hide_client`.
+    pub fn key(&self) -> &'static str {
+        let section = self.section();
+        if section.is_empty() { self.path } else { &self.path[section.len() + 1..] }
+    }
+}
+
+impl Kind {
+    /// What may be written, for the reference and for errors.
+    pub fn describe(self) -> String {
+        match self {
+            Self::Text => "text".into(),
+            Self::Host => "host name".into(),
+            Self::Flag => "true or false".into(),
+            Self::Count { min, max } => format!("whole number, {min} to {max}"),
+            Self::Octets { min, max } => format!("octets, {} to {}", octets(min), octets(max)),
+            Self::Duration { min, max } => format!("time, {} to {}", duration(min), duration(max)),
+            Self::Rate => "number per s, min, h or d, like \"30/min\"; or \"off\"".into(),
+            Self::Choice(words) => words.iter().map(|w| format!("\"{w}\"")).collect::<Vec<_>>().join(" or "),
+            Self::Path => "path".into(),
+            Self::Addresses => "list of address:port".into(),
+            Self::Networks => "list of networks".into(),
+            Self::Domains => "list of domains".into(),
+            Self::Mechanisms => "list of SASL mechanism names".into(),
+            Self::Words => "list of names".into(),
+            Self::Paths => "list of paths".into(),
+            Self::Endpoint => "\"unix:PATH\", loopback address:port, or \"off\"".into(),
+            Self::RouteDomain => "domain or \"*\"".into(),
+        }
+    }
+}
+
+/// `1048576` as `1MiB`.
+pub fn octets(number: u64) -> String {
+    for (unit, name) in [(GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")] {
+        if number >= unit && number.is_multiple_of(unit) {
+            return format!("{}{name}", number / unit);
+        }
+    }
+    number.to_string()
+}
+
+/// `300000` as `5m`.
+pub fn duration(ms: u64) -> String {
+    for (unit, name) in [(HOUR, "h"), (MINUTE, "m"), (SECOND, "s")] {
+        if ms >= unit && ms.is_multiple_of(unit) {
+            return format!("{}{name}", ms / unit);
+        }
+    }
+    format!("{ms}ms")
+}
+
+impl Default {
+    fn describe(self) -> String {
+        match self {
+            Self::Is(value) => format!("`{value}`"),
+            Self::ByRole { mx, submission, submissions } if submission == submissions => {
+                format!("`{mx}` for mx, `{submission}` for submission and submissions")
+            }
+            Self::ByRole { mx, submission, submissions } => {
+                format!("`{mx}` for mx, `{submission}` for submission, `{submissions}` for submissions")
+            }
+            Self::Unset(words) => words.into(),
+            Self::Required => "none: must be written".into(),
+        }
+    }
+}
+
+/// `config/portreeve.toml`: every option, out-commented, at its default.
+pub fn sample() -> String {
+    let mut to = String::from(
+        "# Portreeve: every option at its default. Generated by `portreeve config sample`.\n\
+         # Lines with `#` and no space behind it are options: take the `#` away to change one.\n\
+         # `portreeve init` writes a short file that works; `portreeve check` explains what is wrong with one.\n\
+         # Relative paths start at the folder of this file. `docs/configuration.md` is the reference.\n",
+    );
+    for section in SECTIONS {
+        let _ = writeln!(to);
+        wrap(&mut to, section.help);
+        if let Some(name) = section.path.strip_suffix("[]") {
+            let _ = writeln!(to, "#[[{name}]]");
+        } else if !section.path.is_empty() {
+            let _ = writeln!(to, "#[{}]", section.path);
+        }
+        for option in OPTIONS.iter().filter(|option| option.section() == section.path) {
+            let _ = writeln!(to);
+            wrap(&mut to, option.help);
+            let key = option.key();
+            match option.default {
+                Default::Is(value) => {
+                    let _ = writeln!(to, "#{key} = {value}");
+                }
+                Default::ByRole { mx, .. } => {
+                    let _ = writeln!(to, "# Default: {}.\n#{key} = {mx}", option.default.describe());
+                }
+                Default::Unset(words) => {
+                    let _ = writeln!(to, "# Default: {words}. Example:\n# {key} = {}", option.example);
+                }
+                Default::Required => {
+                    let _ = writeln!(to, "# Must be written. Example:\n#{key} = {}", option.example);
+                }
+            }
+        }
+    }
+    to
+}
+
+fn wrap(to: &mut String, text: &str) {
+    let mut column = 0;
+    for word in text.split_whitespace() {
+        if column == 0 || column + 1 + word.len() > 110 {
+            to.push_str(if column == 0 { "#" } else { "\n#" });
+            column = 1;
+        }
+        to.push(' ');
+        to.push_str(word);
+        column += 1 + word.len();
+    }
+    to.push('\n');
+}
+
+/// `docs/configuration.md`.
+pub fn reference() -> String {
+    let mut to = String::from(
+        "# Configuration reference\n\n\
+         Generated by `portreeve config reference` from the table of options (`core/portreeve/src/options.rs`).\n\n\
+         The file is TOML. Unknown keys are refused; relative paths start at the folder of the file. `portreeve check`\n\
+         names file, line and column of each mistake, why it is one and what to do. Exit codes: 0 fine, 1 failure,\n\
+         2 wrong usage, 78 mistake in the configuration.\n\n\
+         Octets are whole numbers or texts like `\"64KiB\"`, `\"50MiB\"`, `\"1GiB\"`; times are texts like `\"250ms\"`,\n\
+         `\"30s\"`, `\"5m\"`, `\"2h\"`; rates are texts like `\"30/min\"`, or `\"off\"`.\n\n\
+         A change takes effect: *reload* after `portreeve reload` (or SIGHUP), for new sessions; *restart* after stopping\n\
+         and starting; *watched* within seconds, by itself, when the file's content is right.\n",
+    );
+    for section in SECTIONS {
+        let title = match section.path.strip_suffix("[]") {
+            Some(name) => format!("`[[{name}]]`"),
+            None if section.path.is_empty() => "Top of the file".into(),
+            None => format!("`[{}]`", section.path),
+        };
+        let _ = write!(to, "\n## {title}\n\n{}\n", section.help);
+        for option in OPTIONS.iter().filter(|option| option.section() == section.path) {
+            let _ = write!(
+                to,
+                "\n### `{}`\n\n{}\n\n- value: {}\n- default: {}\n- change: {}\n- example: `{} = {}`\n",
+                option.key(),
+                option.help,
+                option.kind.describe(),
+                option.default.describe(),
+                match option.reload {
+                    Reload::Reload => "reload",
+                    Reload::Restart => "restart",
+                    Reload::Watched => "watched",
+                },
+                option.key(),
+                option.example,
+            );
+        }
+    }
+    to
+}
