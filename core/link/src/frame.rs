@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use zeroize::Zeroize;
 
-use crate::{Link, PACKET_OCTETS_MAX};
+use crate::PACKET_OCTETS_MAX;
+use crate::socket::{FDS_MAX, Link};
 
 /// `u32 length, u16 kind, u64 question id`.
 pub const FRAME_HEAD_OCTETS: usize = 14;
@@ -114,6 +115,8 @@ pub struct Outbox {
     packets: VecDeque<Packet>,
     octets: usize,
     octets_max: usize,
+    /// The payload that is being written.
+    payload: Vec<u8>,
 }
 
 struct Packet {
@@ -125,31 +128,12 @@ struct Packet {
 impl Outbox {
     /// A queue that holds at most `octets_max`.
     pub fn new(octets_max: usize) -> Outbox {
-        Outbox { packets: VecDeque::new(), octets: 0, octets_max }
+        Outbox { packets: VecDeque::new(), octets: 0, octets_max, payload: Vec::new() }
     }
 
-    /// Appends a frame whose payload is what `write` appends. On [`Full`] nothing was kept.
+    /// Appends a frame whose payload is what `write` puts into the empty vector. On [`Full`] nothing was kept.
     pub fn push(&mut self, kind: u16, id: u64, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Full> {
-        // A frame that no longer fits into the last packet moves to one of its own, so write it apart
-        // only when there is nothing to append to.
-        let open = self.packets.back_mut().filter(|packet| packet.fds.is_empty());
-        if let Some(packet) = open {
-            let start = packet.octets.len();
-            let written = write_frame(&mut packet.octets, kind, id, write);
-            if packet.octets.len() <= PACKET_OCTETS_MAX && self.octets + written <= self.octets_max {
-                self.octets += written;
-                return Ok(());
-            }
-            let mut apart = packet.octets.split_off(start);
-            if apart.len() <= PACKET_OCTETS_MAX && self.octets + written <= self.octets_max {
-                self.octets += written;
-                self.packets.push_back(Packet { octets: apart, fds: Vec::new() });
-                return Ok(());
-            }
-            apart.zeroize();
-            return Err(Full);
-        }
-        self.push_apart(kind, id, Vec::new(), write)
+        self.push_with(kind, id, Vec::new(), write)
     }
 
     /// As [`Self::push`], with descriptors. They travel with this frame and no other.
@@ -160,24 +144,32 @@ impl Outbox {
         fds: Vec<OwnedFd>,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Full> {
-        if fds.is_empty() { self.push(kind, id, write) } else { self.push_apart(kind, id, fds, write) }
+        write(&mut self.payload);
+        let pushed = self.push_payload(kind, id, fds);
+        self.payload.as_mut_slice().zeroize();
+        self.payload.clear();
+        pushed
     }
 
-    fn push_apart(
-        &mut self,
-        kind: u16,
-        id: u64,
-        fds: Vec<OwnedFd>,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<(), Full> {
-        let mut octets = Vec::new();
-        let written = write_frame(&mut octets, kind, id, write);
-        if written > PACKET_OCTETS_MAX || self.octets + written > self.octets_max {
-            octets.zeroize();
+    fn push_payload(&mut self, kind: u16, id: u64, fds: Vec<OwnedFd>) -> Result<(), Full> {
+        let octets = FRAME_HEAD_OCTETS + self.payload.len();
+        let length = u32::try_from(self.payload.len()).map_err(|_| Full)?;
+        if octets > PACKET_OCTETS_MAX || self.octets + octets > self.octets_max || fds.len() > FDS_MAX {
             return Err(Full);
         }
-        self.octets += written;
-        self.packets.push_back(Packet { octets, fds });
+        let shares = |packet: &Packet| {
+            packet.fds.is_empty() && fds.is_empty() && packet.octets.len() + octets <= PACKET_OCTETS_MAX
+        };
+        if !self.packets.back().is_some_and(shares) {
+            self.packets.push_back(Packet { octets: Vec::with_capacity(octets.max(512)), fds });
+        }
+        if let Some(Packet { octets: packet, .. }) = self.packets.back_mut() {
+            packet.extend_from_slice(&length.to_le_bytes());
+            packet.extend_from_slice(&kind.to_le_bytes());
+            packet.extend_from_slice(&id.to_le_bytes());
+            packet.extend_from_slice(&self.payload);
+        }
+        self.octets += octets;
         Ok(())
     }
 
@@ -217,19 +209,6 @@ impl Drop for Outbox {
     }
 }
 
-/// Appends head and payload, returns how many octets that were.
-fn write_frame(to: &mut Vec<u8>, kind: u16, id: u64, write: impl FnOnce(&mut Vec<u8>)) -> usize {
-    let start = to.len();
-    to.extend_from_slice(&[0; 4]);
-    to.extend_from_slice(&kind.to_le_bytes());
-    to.extend_from_slice(&id.to_le_bytes());
-    write(to);
-    let written = to.len() - start;
-    let payload = u32::try_from(written - FRAME_HEAD_OCTETS).unwrap_or(u32::MAX);
-    to[start..start + 4].copy_from_slice(&payload.to_le_bytes());
-    written
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,7 +238,8 @@ mod tests {
             got.extend(receive_all(&there));
         }
         got.extend(receive_all(&there));
-        assert!(outbox.is_empty() && outbox.len() == 0);
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.octets, 0);
         assert_eq!(got.len(), 10);
         for (i, (kind, id, payload, fds)) in got.into_iter().enumerate() {
             assert_eq!((kind, id, payload, fds), (5, i as u64, vec![i as u8; 30_000], 0));
@@ -296,10 +276,15 @@ mod tests {
 
     #[test]
     fn a_cut_packet_is_an_error_once() {
+        let (here, there) = Link::pair().unwrap();
+        let mut outbox = Outbox::new(1 << 20);
+        outbox.push(9, 1, |to| to.extend_from_slice(b"abc")).unwrap();
+        let whole = outbox.len();
+        outbox.push(9, 2, |to| to.extend_from_slice(b"def")).unwrap();
+        assert!(outbox.flush(&here).unwrap());
         let mut packet = Vec::new();
-        write_frame(&mut packet, 9, 1, |to| to.extend_from_slice(b"abc"));
-        let whole = packet.len();
-        write_frame(&mut packet, 9, 2, |to| to.extend_from_slice(b"def"));
+        there.receive(&mut packet).unwrap();
+        assert_eq!(packet.len(), 2 * whole);
         for cut in 0..packet.len() {
             let results: Vec<_> = frames(&packet[..cut]).collect();
             let good = results.iter().filter(|result| result.is_ok()).count();

@@ -34,7 +34,7 @@ pub(crate) fn receive_packet(socket: BorrowedFd<'_>, into: &mut Vec<u8>) -> io::
     header.msg_iov = &mut iov;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = mem::size_of_val(&control) as _;
+    header.msg_controllen = mem::size_of_val(&control);
     let octets = loop {
         // SAFETY:
         // - the iovec covers PACKET_OCTETS_MAX octets that were reserved above and belong to `into`;
@@ -72,7 +72,7 @@ fn received_fds(header: &libc::msghdr) -> Vec<OwnedFd> {
         if head.cmsg_level == libc::SOL_SOCKET && head.cmsg_type == libc::SCM_RIGHTS {
             // SAFETY: only arithmetic on the length of an empty control message.
             let empty = unsafe { libc::CMSG_LEN(0) } as usize;
-            let count = (head.cmsg_len as usize).saturating_sub(empty) / mem::size_of::<RawFd>();
+            let count = head.cmsg_len.saturating_sub(empty) / mem::size_of::<RawFd>();
             for i in 0..count {
                 // SAFETY:
                 // - the kernel wrote `count` descriptors behind this header (read unaligned to be sure);
