@@ -1,1 +1,12 @@
-fn main(){}
+//! Tests of Portreeve as a whole; `src/lib.rs` lists what is where.
+#![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "a test binary has no reader of documentation")]
+
+mod bare;
+mod dialog;
+mod mechanisms;
+mod model;
+mod replies;
+mod soak;
+mod splits;
+mod tidy;

@@ -1,1 +1,16 @@
-//! it
+//! Tests of Portreeve as a whole. Everything is in the test binary `it`:
+//!
+//! ```text
+//! bare, dialog   dialogues (tests/dialogs) against the bare session, with effects at once and late
+//! model          every short sequence of commands against a reference model written from the RFCs
+//! splits         the same octets cut anywhere; ends of data that are none; STARTTLS injection
+//! soak           one verb for ever: bounded memory, no allocation per line
+//! server, wire   the same dialogues against the built program, over TCP and TLS
+//! clients        swaks, curl, msmtp, smtplib, nodemailer, gsasl, openssl s_client
+//! crash          kill -9 with a ledger, reload under load, EMFILE, bad configuration
+//! tidy           the layers, where unsafe may stand, what may be cited
+//! fuzz           entry points as plain functions, with a short seeded run
+//! ```
+//!
+//! `tests/run` builds, installs the clients and runs everything; `PORTREEVE_LONG=1` runs the long forms.
+#![forbid(unsafe_code)]
