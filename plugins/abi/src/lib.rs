@@ -223,7 +223,7 @@ macro_rules! structs {
         $(
             $(#[$doc])*
             #[repr(C)]
-            #[derive(Clone, Copy)]
+            #[derive(Clone, Copy, Debug)]
             #[allow(missing_docs, reason = "fields are explained in portreeve_plugin.h")]
             pub struct $name { $(pub $field: $type),* }
         )*

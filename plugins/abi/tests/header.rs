@@ -2,6 +2,8 @@
 //! header without a warning and agree with Rust about every size, offset and constant. What was frozen
 //! stays frozen: `layout-1.0.txt` is the golden file of the first release.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
