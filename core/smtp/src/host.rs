@@ -315,8 +315,8 @@ pub enum Note<'a> {
 
 /// Buffers on loan; one set per event loop.
 #[derive(Default)]
+#[allow(clippy::vec_box, reason = "the boxes themselves go back and forth between pool and session")]
 pub struct Pools {
     pub(crate) transactions: Vec<Box<crate::transaction::Transaction>>,
     pub(crate) exchanges: Vec<Box<crate::auth::Authentication>>,
-    pub(crate) scratch: Vec<u8>,
 }

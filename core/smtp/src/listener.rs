@@ -56,8 +56,6 @@ pub enum AuthOffer {
 pub enum SenderCheck {
     /// 550 5.7.1.
     Enforce,
-    /// Only noted.
-    Log,
     /// Not looked at.
     Off,
 }

@@ -1,0 +1,470 @@
+//! One AUTH (RFC 4954) around one SASL exchange. The host of the mechanism: it owns base64, `*`, `=`,
+//! lengths, the ledger of proofs, reply codes and the secrets' lifetime. The mechanism sees none of that.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sasl::{EffectKind, Event, Facts, FailureClass, Input, Mechanism, Proof, Secret, State, Status, Step, flag};
+use zeroize::Zeroize;
+
+use crate::host::{Account, Allowance, Charge, Context, Effect, Identity, Note, Outcome, Pools, SaslOutcome};
+use crate::listener::{AuthOffer, Listener};
+use crate::reply::{self, Reply};
+
+/// Most effects in one exchange.
+const EFFECTS_MAX: u8 = 8;
+/// Idle sets of buffers that an event loop keeps.
+const POOLED_MAX: usize = 64;
+/// Octets of a mechanism's own words that reach the log.
+const DIAGNOSIS_OCTETS_MAX: usize = 200;
+
+/// How much a failure counts towards the end of the session. RFC 4954 §9 SHOULD NOT end it before three.
+pub(crate) const FULL_FAILURE: u8 = 2;
+/// A message that breaks the mechanism's grammar is rather a broken client than a wrong password.
+const HALF_FAILURE: u8 = 1;
+
+/// One exchange in progress.
+#[derive(Default)]
+pub(crate) struct Authentication {
+    mechanism: Option<Arc<dyn Mechanism>>,
+    state: State,
+    /// The client's current message, decoded.
+    message: Secret,
+    /// What the mechanism writes into.
+    scratch: Secret,
+    /// What has been proven. The handle that a mechanism is told is the position, counted from 1.
+    ledger: Vec<Entry>,
+    /// As claimed, for the log, the limits and the authorization.
+    authcid: Vec<u8>,
+    authzid: Vec<u8>,
+    steps: u8,
+    effects: u8,
+    wait: Wait,
+}
+
+/// A proof: an effect that ended well.
+struct Entry {
+    /// The user does not exist; what was proven is only that the client knows the decoy, which cannot be.
+    doomed: bool,
+    identity: Option<Arc<Identity>>,
+    account: Account,
+}
+
+/// What the exchange waits for.
+#[derive(Default)]
+enum Wait {
+    /// The client's response to a challenge.
+    #[default]
+    Response,
+    /// The empty line after the final data of a success (RFC 4954 §4).
+    Acknowledgement(Arc<Identity>),
+    /// Whatever the client says to the final data of a failure (RFC 7628 §3.2.3).
+    Dismissal(Verdict),
+    /// The outcome of this effect.
+    Effect(EffectKind),
+    /// The delay before a refusal is told.
+    Delay(Verdict),
+}
+
+/// A refusal: what the client is told, what the log is told, how much it counts.
+#[derive(Clone, Copy)]
+struct Verdict {
+    reply: &'static Reply,
+    reason: &'static str,
+    weight: u8,
+}
+
+impl Verdict {
+    const fn new(reply: &'static Reply, reason: &'static str, weight: u8) -> Self {
+        Self { reply, reason, weight }
+    }
+}
+
+/// What the session does next.
+pub(crate) enum Progress {
+    /// A challenge was sent; the client answers.
+    Continue,
+    /// An effect or a delay is pending.
+    Pending,
+    /// Over: say this; `weight` counts towards the end of the session.
+    Over { reply: &'static Reply, weight: u8 },
+    /// Over: the login succeeded.
+    Success(Arc<Identity>),
+}
+
+/// Why the mechanism is stepped.
+enum Cause {
+    Start { initial: bool },
+    Message,
+    Outcome(EffectKind, SaslOutcome),
+}
+
+/// What a step came to, when the borrows of the step are over.
+enum Decision {
+    Wait,
+    Pending(EffectKind),
+    Outcome(EffectKind, SaslOutcome),
+    Success { proof: Proof, data: bool },
+    Failure { class: FailureClass, data: bool },
+}
+
+/// Whether `mechanism` can be used on this connection. What is not offered is answered 504.
+pub(crate) fn is_offered(mechanism: &dyn Mechanism, cx: &Context<'_>) -> bool {
+    let flags = mechanism.traits().flags;
+    let certificate = cx.tls.is_some_and(|tls| tls.client_certificate);
+    let in_clear = cx.tls.is_none() && cx.peer.cleartext_auth && flags & flag::NEEDS_TLS == 0;
+    cx.listener.auth != AuthOffer::Off
+        && (cx.tls.is_some() || in_clear)
+        && (flags & flag::NEEDS_CERT == 0 || certificate)
+        // No channel binding can be had from the connection yet.
+        && flags & flag::CHANNEL_BIND == 0
+}
+
+fn find<'a>(listener: &'a Listener, name: &[u8]) -> Option<&'a Arc<dyn Mechanism>> {
+    let name = sasl::MechanismName::parse(name)?;
+    listener.mechanisms.iter().find(|mechanism| *mechanism.name() == name)
+}
+
+/// Decodes one message strictly: standard alphabet, canonical padding, nothing else (RFC 4954 §4).
+fn decode(line: &[u8], mechanism: &dyn Mechanism, to: &mut Secret) -> Result<(), &'static Reply> {
+    let traits = mechanism.traits();
+    to.wipe();
+    let octets_max = line.len() / 4 * 3;
+    if octets_max > traits.message_octets_max + 2 {
+        return Err(&reply::AUTH_LINE_TOO_LONG);
+    }
+    let buffer = to.buffer();
+    buffer.reserve(octets_max + 3);
+    STANDARD.decode_vec(line, buffer).map_err(|_| &reply::BAD_BASE64)?;
+    if buffer.len() > traits.message_octets_max {
+        return Err(&reply::AUTH_LINE_TOO_LONG);
+    }
+    let nul = traits.flags & flag::ALLOW_NUL == 0 && buffer.contains(&0);
+    let not_utf8 = traits.flags & flag::UTF8 != 0 && std::str::from_utf8(buffer).is_err();
+    if nul || not_utf8 { Err(&reply::BAD_AUTH_MESSAGE) } else { Ok(()) }
+}
+
+/// Appends `334 `, base64, CRLF: nothing else may follow 334 (RFC 4954 §4).
+fn write_challenge(data: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"334 ");
+    let start = out.len();
+    let octets = base64::encoded_len(data.len(), true).unwrap_or_default();
+    out.resize(start + octets, 0);
+    // The slice has exactly the length that the encoder asks for.
+    let _ = STANDARD.encode_slice(data, out.get_mut(start..).unwrap_or_default());
+    out.extend_from_slice(b"\r\n");
+}
+
+impl Authentication {
+    /// Starts an exchange from the arguments of AUTH. Everything that RFC 4954 says about the state of
+    /// the session was checked before.
+    pub(crate) fn begin(args: &[u8], cx: &mut Context<'_>) -> (Box<Self>, Progress) {
+        let mut this = cx.pools.exchanges.pop().unwrap_or_default();
+        let progress = match this.start(args, cx) {
+            Ok(progress) => progress,
+            Err(reply) => Progress::Over { reply, weight: 0 },
+        };
+        (this, progress)
+    }
+
+    fn start(&mut self, args: &[u8], cx: &mut Context<'_>) -> Result<Progress, &'static Reply> {
+        let mut words = args.split(|&b| b == b' ').filter(|word| !word.is_empty());
+        let (Some(name), initial, None) = (words.next(), words.next(), words.next()) else {
+            return Err(&reply::BAD_AUTH);
+        };
+        let mechanism = find(cx.listener, name).filter(|mechanism| is_offered(&***mechanism, cx));
+        let mechanism = Arc::clone(mechanism.ok_or(&reply::UNKNOWN_MECHANISM)?);
+        let traits = mechanism.traits();
+        if initial.is_some() && traits.flags & flag::SERVER_FIRST != 0 {
+            return Err(&reply::NO_INITIAL_RESPONSE);
+        }
+        match initial {
+            // RFC 4954 §4: "=" is an initial response that is present and empty.
+            None | Some(b"=") => self.message.wipe(),
+            Some(initial) => decode(initial, &*mechanism, &mut self.message)?,
+        }
+        self.state.prepare(traits.state_octets);
+        self.scratch.wipe();
+        self.scratch.buffer().resize(traits.output_octets_max, 0);
+        self.mechanism = Some(mechanism);
+        Ok(self.run(Cause::Start { initial: initial.is_some() }, cx))
+    }
+
+    /// Whether input must wait.
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(self.wait, Wait::Effect(_) | Wait::Delay(_))
+    }
+
+    /// Takes one line of the client, without its CRLF.
+    pub(crate) fn respond(&mut self, line: &[u8], cx: &mut Context<'_>) -> Progress {
+        const CANCELLED: Verdict = Verdict::new(&reply::AUTH_CANCELLED, "cancelled", 0);
+        match std::mem::take(&mut self.wait) {
+            // RFC 4954 §4: `*` is recognised in every step, before any decoding. After the error challenge
+            // of a failure it is still answered 501, but it is a failed login.
+            Wait::Dismissal(verdict) if line == b"*" => {
+                self.refuse(Verdict { reply: &reply::AUTH_CANCELLED, ..verdict }, b"", cx)
+            }
+            _ if line == b"*" => self.refuse(CANCELLED, b"", cx),
+            Wait::Acknowledgement(identity) if line.is_empty() => self.succeed(identity, cx),
+            Wait::Acknowledgement(_) => {
+                self.refuse(Verdict::new(&reply::BAD_BASE64, "acknowledgement", FULL_FAILURE), b"", cx)
+            }
+            Wait::Dismissal(verdict) => self.refuse(verdict, b"", cx),
+            Wait::Response | Wait::Effect(_) | Wait::Delay(_) => {
+                let Some(mechanism) = self.mechanism.clone() else { return self.internal(b"no mechanism", cx) };
+                match decode(line, &*mechanism, &mut self.message) {
+                    Ok(()) => self.run(Cause::Message, cx),
+                    Err(reply) => self.bad_line(reply, cx),
+                }
+            }
+        }
+    }
+
+    /// A line that cannot be a response at all ends the exchange.
+    pub(crate) fn bad_line(&mut self, reply: &'static Reply, cx: &mut Context<'_>) -> Progress {
+        self.refuse(Verdict::new(reply, reply.rule, 0), b"", cx)
+    }
+
+    /// The effect has ended, or the delay is over.
+    pub(crate) fn complete(&mut self, outcome: Outcome, cx: &mut Context<'_>) -> Progress {
+        match (std::mem::take(&mut self.wait), outcome) {
+            (Wait::Delay(Verdict { reply, weight, .. }), _) => Progress::Over { reply, weight },
+            (Wait::Effect(kind), Outcome::Sasl(outcome)) => self.run(Cause::Outcome(kind, outcome), cx),
+            // The answer to another question than the one that was asked is no answer.
+            _ => self.internal(b"mismatched outcome", cx),
+        }
+    }
+
+    /// Steps the mechanism until it waits for somebody.
+    fn run(&mut self, mut cause: Cause, cx: &mut Context<'_>) -> Progress {
+        let Some(mechanism) = self.mechanism.clone() else { return self.internal(b"no mechanism", cx) };
+        let mut diagnosis = Vec::new();
+        loop {
+            self.steps = self.steps.saturating_add(1);
+            if u32::from(self.steps) > mechanism.traits().steps_max || self.effects > EFFECTS_MAX {
+                return self.internal(b"too many steps", cx);
+            }
+            if let Cause::Outcome(_, outcome) = &cause
+                && outcome.status == Status::Ok
+            {
+                self.ledger.push(Entry {
+                    doomed: outcome.doomed,
+                    identity: outcome.identity.clone(),
+                    account: outcome.account,
+                });
+            }
+            match self.step(&*mechanism, &cause, &mut diagnosis, cx) {
+                Decision::Wait => return Progress::Continue,
+                Decision::Pending(kind) => {
+                    self.wait = Wait::Effect(kind);
+                    return Progress::Pending;
+                }
+                Decision::Outcome(kind, outcome) => cause = Cause::Outcome(kind, outcome),
+                Decision::Success { proof, data } => return self.proven(proof, data, cx),
+                Decision::Failure { class, data } => {
+                    let verdict = verdict(class);
+                    if data {
+                        self.wait = Wait::Dismissal(verdict);
+                        return Progress::Continue;
+                    }
+                    return self.refuse(verdict, &diagnosis, cx);
+                }
+            }
+        }
+    }
+
+    fn step(
+        &mut self,
+        mechanism: &dyn Mechanism,
+        cause: &Cause,
+        diagnosis: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Decision {
+        let Self { state, message, scratch, ledger, authcid, authzid, effects, .. } = self;
+        let facts = Facts {
+            tls: cx.tls.is_some(),
+            tls_version: cx.tls.map_or(0, |tls| tls.version),
+            client_certificate: cx.tls.is_some_and(|tls| tls.client_certificate),
+            plus_offered: false,
+            channel_bindings: 0,
+            server_name: &cx.listener.hostname,
+            client_ip: cx.peer.ip,
+            listener: &cx.listener.name,
+            sni: cx.tls.map_or("", |tls| &tls.sni),
+            session: cx.session.0,
+        };
+        let fresh = mechanism.traits().flags & flag::ENTROPY != 0;
+        let entropy = if fresh { cx.host.entropy() } else { [0; 64] };
+        let event = match cause {
+            Cause::Start { initial } => Event::Start { initial: *initial },
+            Cause::Message => Event::Message,
+            Cause::Outcome(effect, outcome) => {
+                let data = outcome.data.expose();
+                let scram = outcome.scram.and_then(|layout| {
+                    let (salt, keys) = data.split_at_checked(usize::from(layout.salt_octets))?;
+                    let (stored_key, server_key) = keys.split_at_checked(usize::from(layout.hash_octets))?;
+                    Some(sasl::ScramKey { iterations: layout.iterations, salt, stored_key, server_key })
+                });
+                let proof = Proof(if outcome.status == Status::Ok { ledger.len() as u32 } else { 0 });
+                Event::Outcome(sasl::Outcome { effect: *effect, status: outcome.status, proof, data, scram })
+            }
+        };
+        let input = Input {
+            event,
+            message: message.expose(),
+            facts: &facts,
+            entropy: if fresh { &entropy } else { &[] },
+            unix_ms: cx.unix_ms,
+            exchange: cx.session.0,
+        };
+        match mechanism.step(state, input, scratch.buffer()) {
+            Step::Challenge(data) => {
+                write_challenge(data, cx.out);
+                Decision::Wait
+            }
+            Step::Effect(effect) => {
+                *effects = effects.saturating_add(1);
+                let kind = effect.kind();
+                match effect {
+                    sasl::Effect::VerifyPassword { authcid: c, authzid: z, .. }
+                    | sasl::Effect::FetchKey { authcid: c, authzid: z, .. } => {
+                        c.clone_into(authcid);
+                        z.clone_into(authzid);
+                    }
+                    sasl::Effect::VerifyToken { authzid: z, .. } | sasl::Effect::VerifyExternal { authzid: z } => {
+                        z.clone_into(authzid);
+                    }
+                    sasl::Effect::ChannelBinding { .. } | sasl::Effect::BackendCall { .. } => {}
+                }
+                match cx.host.perform(Effect::Sasl { mechanism: mechanism.name(), effect }) {
+                    Some(Outcome::Sasl(outcome)) => Decision::Outcome(kind, outcome),
+                    None => Decision::Pending(kind),
+                    Some(_) => Decision::Failure { class: FailureClass::Internal, data: false },
+                }
+            }
+            Step::Success { proof, data } => {
+                if let Some(data) = data {
+                    write_challenge(data, cx.out);
+                }
+                Decision::Success { proof, data: data.is_some() }
+            }
+            Step::Failure { class, data, diagnosis: words } => {
+                diagnosis.extend(words.iter().take(DIAGNOSIS_OCTETS_MAX));
+                if let Some(data) = data {
+                    write_challenge(data, cx.out);
+                }
+                Decision::Failure { class, data: data.is_some() }
+            }
+            // Mechanisms that must leave the event loop are refused when they are loaded.
+            Step::Offload => Decision::Failure { class: FailureClass::Internal, data: false },
+        }
+    }
+
+    /// The mechanism says that `proof` settles it. The ledger decides whether that is so.
+    fn proven(&mut self, proof: Proof, data: bool, cx: &mut Context<'_>) -> Progress {
+        const CREDENTIALS: Verdict = Verdict::new(&reply::BAD_CREDENTIALS, "credentials", FULL_FAILURE);
+        let entry = (proof.0 as usize).checked_sub(1).and_then(|at| self.ledger.get(at));
+        let verdict = match entry {
+            None => Err(Verdict { reason: "unproven success", ..CREDENTIALS }),
+            // A mechanism that is content with a decoy does not verify anything.
+            Some(Entry { doomed: true, .. }) => Err(Verdict { reason: "doomed success", ..CREDENTIALS }),
+            Some(Entry { identity: None, .. }) => Err(CREDENTIALS),
+            Some(Entry { account: Account::Disabled, .. }) => {
+                Err(Verdict::new(&reply::ACCOUNT_DISABLED, "disabled", FULL_FAILURE))
+            }
+            Some(Entry { account: Account::TooWeak, .. }) => Err(Verdict::new(&reply::TOO_WEAK, "too weak", 0)),
+            Some(Entry { identity: Some(identity), .. }) => {
+                // RFC 4422 §3.6: may authcid act as authzid? Only as itself.
+                let itself = self.authzid.is_empty()
+                    || self.authzid == self.authcid
+                    || identity.name.as_bytes().eq_ignore_ascii_case(&self.authzid);
+                if itself { Ok(Arc::clone(identity)) } else { Err(Verdict { reason: "authorization", ..CREDENTIALS }) }
+            }
+        };
+        match (verdict, data) {
+            (Ok(identity), false) => self.succeed(identity, cx),
+            (Ok(identity), true) => {
+                self.wait = Wait::Acknowledgement(identity);
+                Progress::Continue
+            }
+            (Err(verdict), false) => self.refuse(verdict, b"", cx),
+            (Err(verdict), true) => {
+                self.wait = Wait::Dismissal(verdict);
+                Progress::Continue
+            }
+        }
+    }
+
+    fn succeed(&mut self, identity: Arc<Identity>, cx: &mut Context<'_>) -> Progress {
+        cx.host.charge(Charge::AuthSuccess { authcid: &self.authcid });
+        self.note(Some(&identity.name), &reply::AUTHENTICATED, "ok", b"", cx);
+        Progress::Success(identity)
+    }
+
+    fn internal(&mut self, diagnosis: &[u8], cx: &mut Context<'_>) -> Progress {
+        self.refuse(Verdict::new(&reply::AUTH_TROUBLE, "internal", 0), diagnosis, cx)
+    }
+
+    /// Refuses: at once, or after the delay that the limits ask for when it counts as a failed login.
+    fn refuse(&mut self, verdict: Verdict, diagnosis: &[u8], cx: &mut Context<'_>) -> Progress {
+        let Verdict { reply, reason, weight } = verdict;
+        self.note(None, reply, reason, diagnosis, cx);
+        if weight >= FULL_FAILURE
+            && let Allowance::Delay(ms) = cx.host.charge(Charge::AuthFailure { authcid: &self.authcid })
+            && ms > 0
+            && cx.host.perform(Effect::Delay { ms }).is_none()
+        {
+            self.wait = Wait::Delay(verdict);
+            return Progress::Pending;
+        }
+        Progress::Over { reply, weight }
+    }
+
+    fn note(
+        &self,
+        identity: Option<&str>,
+        reply: &'static Reply,
+        reason: &'static str,
+        diagnosis: &[u8],
+        cx: &mut Context<'_>,
+    ) {
+        let mechanism = self.mechanism.as_ref().map_or("", |mechanism| mechanism.name().as_str());
+        let code = reply.code;
+        cx.host.note(Note::Login { mechanism, authcid: &self.authcid, identity, code, reason, diagnosis });
+    }
+
+    /// Ends the exchange, wipes what it held and gives the buffers back.
+    pub(crate) fn recycle(mut self: Box<Self>, pools: &mut Pools) {
+        if let Some(mechanism) = self.mechanism.take() {
+            mechanism.finish(&mut self.state);
+        }
+        self.state.wipe();
+        self.message.wipe();
+        self.scratch.wipe();
+        self.authcid.zeroize();
+        self.authzid.zeroize();
+        self.ledger.clear();
+        (self.steps, self.effects, self.wait) = (0, 0, Wait::Response);
+        if pools.exchanges.len() < POOLED_MAX {
+            pools.exchanges.push(self);
+        }
+    }
+}
+
+/// SASL.md's failure classes as replies of RFC 4954 §6.
+fn verdict(class: FailureClass) -> Verdict {
+    match class {
+        FailureClass::Credentials => Verdict::new(&reply::BAD_CREDENTIALS, "credentials", FULL_FAILURE),
+        FailureClass::Authorization => Verdict::new(&reply::BAD_CREDENTIALS, "authorization", FULL_FAILURE),
+        FailureClass::Expired => Verdict::new(&reply::BAD_CREDENTIALS, "expired", FULL_FAILURE),
+        FailureClass::ChannelBinding => Verdict::new(&reply::BAD_CREDENTIALS, "channel binding", FULL_FAILURE),
+        // 432 would tell that the user exists.
+        FailureClass::Transition => Verdict::new(&reply::BAD_CREDENTIALS, "transition", FULL_FAILURE),
+        FailureClass::Malformed => Verdict::new(&reply::BAD_AUTH_MESSAGE, "malformed", HALF_FAILURE),
+        FailureClass::TooWeak => Verdict::new(&reply::TOO_WEAK, "too weak", 0),
+        FailureClass::NeedTls => Verdict::new(&reply::UNKNOWN_MECHANISM, "needs TLS", 0),
+        FailureClass::Temporary => Verdict::new(&reply::AUTH_TROUBLE, "temporary", 0),
+        FailureClass::Internal => Verdict::new(&reply::AUTH_TROUBLE, "internal", 0),
+    }
+}
