@@ -58,6 +58,13 @@ pub const LINK_VERSION: u16 = 1;
 /// on Linux), so this stays well below it.
 pub const PACKET_OCTETS_MAX: usize = 128 * 1024;
 
+/// Milliseconds of the monotonic clock that all processes of a machine share. What one process writes into
+/// shared words, another compares with this; an `Instant` of one process means nothing to another.
+pub fn monotonic_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
 /// Fuzz entry: decodes `packet` in every way that a process of ours would.
 pub fn fuzz_packet(packet: &[u8]) {
     for frame in frames(packet).flatten() {
