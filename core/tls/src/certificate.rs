@@ -44,7 +44,8 @@ impl Certificate {
     /// by the next. Not checked here: dates, since an expired certificate is refused on reload but better
     /// than none at start; see [`CertificateSet::check_dates`].
     pub fn from_pem(chain: Pem<'_>, key: Pem<'_>) -> Result<Self, CertificateError> {
-        let broken = |file: &str, error: pem::Error| CertificateError::Pem { file: file.into(), cause: pem_cause(&error) };
+        let broken =
+            |file: &str, error: pem::Error| CertificateError::Pem { file: file.into(), cause: pem_cause(&error) };
         let certificates = CertificateDer::pem_slice_iter(chain.octets)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| broken(chain.file, error))?;
@@ -75,7 +76,8 @@ impl Certificate {
     ) -> Result<Self, CertificateError> {
         let mut parsed = Vec::with_capacity(chain.len());
         for (index, der) in chain.iter().enumerate() {
-            let malformed = |cause: String| CertificateError::Malformed { file: file.into(), position: index + 1, cause };
+            let malformed =
+                |cause: String| CertificateError::Malformed { file: file.into(), position: index + 1, cause };
             let (rest, certificate) = X509Certificate::from_der(der).map_err(|error| malformed(error.to_string()))?;
             if !rest.is_empty() {
                 return Err(malformed("octets behind its end".into()));
@@ -218,7 +220,8 @@ impl CertificateSet {
             c.file.len() + c.key.der.len() + 16 + c.certified.cert.iter().map(|der| der.len() + 4).sum::<usize>()
         };
         // All room at once: a growing vector would leave copies of the keys behind.
-        let mut out = Vec::with_capacity(16 + self.certificates.iter().map(octets_of).sum::<usize>());
+        let mut out = Vec::with_capacity(MAGIC.len() + 4 + self.certificates.iter().map(octets_of).sum::<usize>());
+        let room = out.capacity();
         out.extend_from_slice(MAGIC);
         put_count(&mut out, self.certificates.len());
         for certificate in &self.certificates {
@@ -230,13 +233,15 @@ impl CertificateSet {
                 put(&mut out, der);
             }
         }
+        debug_assert_eq!(out.capacity(), room);
         Zeroizing::new(out)
     }
 
     /// Makes the set that [`encode`](Self::encode) wrote, with all checks of [`Certificate::from_pem`].
     pub fn decode(octets: &[u8]) -> Result<Self, CertificateError> {
         let provider = provider::default_provider();
-        let mut rest = octets.strip_prefix(MAGIC).ok_or(CertificateError::Encoding { cause: "unknown first octets" })?;
+        let mut rest =
+            octets.strip_prefix(MAGIC).ok_or(CertificateError::Encoding { cause: "unknown first octets" })?;
         let mut certificates = Vec::new();
         for _ in 0..take_count(&mut rest)? {
             let file = String::from_utf8_lossy(take(&mut rest)?).into_owned();

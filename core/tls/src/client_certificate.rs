@@ -47,7 +47,8 @@ fn read_authorities(
 ) -> Result<Arc<dyn ClientCertVerifier>, CertificateError> {
     let mut roots = RootCertStore::empty();
     for (index, certificate) in CertificateDer::pem_slice_iter(bundle.octets).enumerate() {
-        let malformed = |cause: String| CertificateError::Malformed { file: bundle.file.into(), position: index + 1, cause };
+        let malformed =
+            |cause: String| CertificateError::Malformed { file: bundle.file.into(), position: index + 1, cause };
         let certificate = certificate.map_err(|error| malformed(error.to_string()))?;
         roots.add(certificate).map_err(|error| malformed(error.to_string()))?;
     }

@@ -39,7 +39,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(all(feature = "aws-lc", feature = "ring"))]
-compile_error!("crate tls: features `aws-lc` and `ring` exclude each other; build with `--no-default-features --features ring` for ring");
+compile_error!(
+    "crate tls: features `aws-lc` and `ring` exclude each other; build with `--no-default-features --features ring` for ring"
+);
 #[cfg(not(any(feature = "aws-lc", feature = "ring")))]
 compile_error!("crate tls: choose the cryptography, feature `aws-lc` (default) or `ring`");
 

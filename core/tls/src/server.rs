@@ -119,7 +119,8 @@ impl ServerTls {
         if settings.tickets {
             // Who resumes is not asked for a certificate. So when asking for one is switched on, tickets of
             // the time before must not count.
-            config.ticketer = Arc::new(Tickets::new(keys, format!("{}\nclient certificates: {asks}", settings.service)));
+            config.ticketer =
+                Arc::new(Tickets::new(keys, format!("{}\nclient certificates: {asks}", settings.service)));
         }
         // What a client sends before its Finished can be replayed (RFC 8446 §8): AUTH must not be.
         config.max_early_data_size = 0;

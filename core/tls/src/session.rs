@@ -306,7 +306,8 @@ impl TlsSession {
         self.phase = Phase::Failed;
         self.pending = Vec::new();
         while self.connection.wants_write() {
-            let Ok(ConnectionState::EncodeTlsData(mut data)) = self.connection.process_tls_records(&mut []).state else {
+            let Ok(ConnectionState::EncodeTlsData(mut data)) = self.connection.process_tls_records(&mut []).state
+            else {
                 break;
             };
             if encode(|room| data.encode(room), out).is_err() {
@@ -366,10 +367,7 @@ fn step_through(
     }
 }
 
-fn encode(
-    mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>,
-    out: &mut Vec<u8>,
-) -> Result<(), TlsError> {
+fn encode(mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>, out: &mut Vec<u8>) -> Result<(), TlsError> {
     // The first call only asks for the size.
     let Err(EncodeError::InsufficientSize(size)) = encode(&mut []) else { return Ok(()) };
     let start = out.len();
@@ -421,6 +419,9 @@ const ALERT: u8 = 21;
 const FATAL: u8 = 2;
 const CLOSE_NOTIFY: u8 = 0;
 const RECORD_OVERFLOW: u8 = 22;
+
+// An idle session is this and what rustls allocates besides; growing it is a decision, not an accident.
+const _: () = assert!(mem::size_of::<TlsSession>() <= mem::size_of::<UnbufferedServerConnection>() + 80);
 
 #[cfg(test)]
 mod tests;

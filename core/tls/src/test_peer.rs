@@ -138,9 +138,7 @@ impl ServerCertVerifier for TrustAll {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes
-            .clone()
-            .unwrap_or_else(|| self.provider.signature_verification_algorithms.supported_schemes())
+        self.schemes.clone().unwrap_or_else(|| self.provider.signature_verification_algorithms.supported_schemes())
     }
 }
 
@@ -175,7 +173,7 @@ impl Pair {
     /// Carries octets both ways until neither has any more.
     pub(crate) fn run(&mut self) -> Result<(), TlsError> {
         loop {
-            let wire = self.from_client();
+            let wire = self.client_flight();
             if wire.is_empty() {
                 return Ok(());
             }
@@ -184,7 +182,7 @@ impl Pair {
     }
 
     /// What the client wants to send.
-    pub(crate) fn from_client(&mut self) -> Vec<u8> {
+    pub(crate) fn client_flight(&mut self) -> Vec<u8> {
         let mut wire = Vec::new();
         while self.client.wants_write() {
             self.client.write_tls(&mut wire).unwrap();
@@ -197,7 +195,7 @@ impl Pair {
         for piece in wire.chunks(self.piece.min(wire.len().max(1))) {
             let mut out = Vec::new();
             let result = self.session.receive(&mut piece.to_vec(), &mut self.plain, &mut out);
-            self.to_client(&out);
+            self.deliver(&out);
             let received = result?;
             self.done += usize::from(received.handshake_done);
             self.state = received.state;
@@ -206,7 +204,7 @@ impl Pair {
     }
 
     /// The client takes octets; what it thinks of them is seen in what it does next.
-    pub(crate) fn to_client(&mut self, mut wire: &[u8]) {
+    pub(crate) fn deliver(&mut self, mut wire: &[u8]) {
         while !wire.is_empty() {
             self.client.read_tls(&mut wire).unwrap();
             let _ = self.client.process_new_packets();
@@ -216,7 +214,7 @@ impl Pair {
     pub(crate) fn send(&mut self, plaintext: &[u8]) {
         let mut out = Vec::new();
         self.session.send(plaintext, &mut out).unwrap();
-        self.to_client(&out);
+        self.deliver(&out);
     }
 
     /// All that the client has received in plain.

@@ -95,9 +95,7 @@ impl Tickets {
         let mut sealed = Zeroizing::new(Vec::with_capacity(8 + state.len() + AES_256_GCM.tag_len()));
         sealed.extend_from_slice(&now.to_be_bytes());
         sealed.extend_from_slice(state);
-        key.aead
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(key.id), &mut *sealed)
-            .ok()?;
+        key.aead.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(key.id), &mut *sealed).ok()?;
         let mut ticket = Vec::with_capacity(ID_OCTETS + NONCE_LEN + sealed.len());
         ticket.extend_from_slice(&key.id);
         ticket.extend_from_slice(&nonce);
@@ -112,10 +110,8 @@ impl Tickets {
         // The id is public and chosen by us; comparing it needs no constant time.
         let key = derived.keys.iter().find(|key| key.id == *id)?;
         let mut sealed = Zeroizing::new(sealed.to_vec());
-        let opened = key
-            .aead
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(key.id), &mut sealed)
-            .ok()?;
+        let opened =
+            key.aead.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(key.id), &mut sealed).ok()?;
         let (issued, state) = opened.split_first_chunk()?;
         // From the future: another node's clock may be a little ahead, so only age counts.
         let age = now.saturating_sub(u64::from_be_bytes(*issued));
