@@ -1,0 +1,87 @@
+//! What the operator should hear of. Never a secret.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::users::BadUsers;
+
+/// Takes events to the log.
+pub type Report = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Something worth a log line.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A users file is in service.
+    Loaded {
+        /// The file.
+        path: PathBuf,
+        /// How many users.
+        users: usize,
+        /// How many aliases.
+        aliases: usize,
+        /// Milliseconds that reading and checking took.
+        ms: u64,
+        /// The epoch from here on.
+        epoch: u64,
+    },
+    /// The file changed and cannot be used; what was read before stays in service.
+    ReloadFailed(BadUsers),
+    /// Others may read the file.
+    LooseMode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A link ended because of what came over it, or because it could not be written.
+    LinkBroken {
+        /// Why.
+        why: String,
+    },
+    /// A worker does not take its answers; its deadline will answer the client with 454 or 451.
+    AnswersDropped {
+        /// How many so far.
+        total: u64,
+    },
+    /// Checking a secret panicked: a bug. The question was answered "temporary".
+    Panicked,
+}
+
+impl Event {
+    /// Whether somebody has to act.
+    pub fn is_error(&self) -> bool {
+        !matches!(self, Self::Loaded { .. })
+    }
+
+    /// A stable id for filters.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Loaded { .. } => "users.loaded",
+            Self::ReloadFailed(_) => "users.reload-failed",
+            Self::LooseMode { .. } => "users.loose-mode",
+            Self::LinkBroken { .. } => "directory.link-broken",
+            Self::AnswersDropped { .. } => "directory.answers-dropped",
+            Self::Panicked => "directory.panicked",
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loaded { path, users, aliases, ms, .. } => {
+                write!(f, "{}: {users} users and {aliases} aliases in service ({ms} ms)", path.display())
+            }
+            Self::ReloadFailed(bad) => write!(f, "{bad}\nthe content read before stays in service"),
+            Self::LooseMode { path, mode } => {
+                let path = path.display();
+                write!(f, "{path}: others may read it (mode {mode:03o}); remedy: chmod 600 {path}")
+            }
+            Self::LinkBroken { why } => write!(f, "link to a worker ended: {why}"),
+            Self::AnswersDropped { total } => write!(f, "a worker does not read its answers; {total} dropped so far"),
+            Self::Panicked => f.write_str("checking a secret panicked; please report this with the lines before it"),
+        }
+    }
+}
