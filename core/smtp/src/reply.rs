@@ -173,7 +173,7 @@ replies! {
     TOO_BIG = 552 "5.3.4 Message is larger than allowed" "size";
     /// RFC 2920 §3.1.
     TOO_EARLY = 554 "5.5.0 You spoke before it was your turn; closing" "sync";
-    /// RFC 2920 §4.
+    /// RFC 5321 §3.3.
     NO_VALID_RECIPIENTS = 554 "5.5.1 No valid recipients" "data.recipients";
     /// RFC 5321 §2.3.8.
     BARE_IN_MESSAGE = 554 "5.6.0 Bare CR or LF in message (RFC 5321 2.3.8)" "data.bare";

@@ -890,7 +890,7 @@ impl Session {
         if transaction.chunked {
             return self.reply(&reply::BDAT_BEGUN, cx);
         }
-        // RFC 2920 §4: no go-ahead without a valid recipient, or a pipelining client would send a
+        // RFC 5321 §3.3: no go-ahead without a valid recipient, or a pipelining client would send a
         // message that we have nobody to give to.
         if transaction.envelope.recipients().len() == 0 {
             return self.reply(&reply::NO_VALID_RECIPIENTS, cx);
