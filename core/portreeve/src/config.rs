@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use smtp::{AuthOffer, Role, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
+use smtp::listener::{AuthOffer, Role, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
 
 use crate::report::Report;
-use crate::values::{self, Rate, Table, Value, Values};
+use crate::values::{self, Table, Value, Values};
 
 /// A whole configuration.
 #[derive(Clone, Debug)]
@@ -36,8 +36,8 @@ pub struct Config {
     pub tls_1_3_only: bool,
     /// `[[tls.certificate]]`.
     pub certificates: Vec<Certificate>,
-    /// The users file.
-    pub users: PathBuf,
+    /// `[users]`.
+    pub users: Users,
     /// `[plugins]`.
     pub plugins: Plugins,
     /// `[spool]`.
@@ -147,6 +147,19 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
+/// `[users]`.
+#[derive(Clone, Debug)]
+pub struct Users {
+    /// The users file.
+    pub file: PathBuf,
+    /// Who gets mail for postmaster.
+    pub postmaster: Option<String>,
+    /// What separates a tag from a name.
+    pub tag: Option<char>,
+    /// How long a verified password is believed.
+    pub password_cache: Duration,
+}
+
 /// `[plugins]`.
 #[derive(Clone, Debug)]
 pub struct Plugins {
@@ -167,6 +180,10 @@ pub struct Spool {
     pub durable: bool,
     /// Free room below which mail is refused.
     pub min_free: u64,
+    /// The same in per cent.
+    pub min_free_percent: u8,
+    /// Memory of a worker for messages.
+    pub memory: usize,
 }
 
 /// `[[route]]`.
@@ -202,16 +219,16 @@ pub struct Limits {
     pub max_idle_commands: u8,
     /// Received lines.
     pub max_received: u16,
-    /// Sessions of a worker.
-    pub max_sessions: usize,
-    /// Connections of a client.
-    pub connect_rate: Option<Rate>,
+    /// Sessions of all workers.
+    pub max_sessions: u32,
+    /// Connections of a client per minute; 0: no limit, here and below.
+    pub connect_rate: u32,
     /// AUTH commands of a client.
-    pub auth_rate: Option<Rate>,
+    pub auth_rate: u32,
     /// Messages of a client or user.
-    pub message_rate: Option<Rate>,
+    pub message_rate: u32,
     /// Recipients of a client or user.
-    pub recipient_rate: Option<Rate>,
+    pub recipient_rate: u32,
     /// Failed logins of a session.
     pub auth_failures: u8,
     /// AUTH line, octets.
@@ -223,14 +240,22 @@ pub struct Limits {
 pub struct Timeouts {
     /// Between commands.
     pub command: Duration,
+    /// The same for strangers when it is crowded.
+    pub command_crowded: Duration,
     /// Until a login.
     pub pre_auth: Duration,
+    /// An AUTH exchange.
+    pub auth: Duration,
     /// TLS handshake.
     pub handshake: Duration,
-    /// Silence in data.
-    pub data: Duration,
+    /// Before the rate of a message is looked at.
+    pub data_grace: Duration,
     /// Octets a second in data.
-    pub min_rate: u32,
+    pub min_rate: u64,
+    /// For replies to be read.
+    pub unread: Duration,
+    /// For an answer of the directory.
+    pub directory: Duration,
     /// A whole session.
     pub session: Duration,
 }
@@ -336,10 +361,10 @@ impl Reader<'_> {
     fn time(&self, path: &str) -> Duration {
         Duration::from_millis(self.count(path))
     }
-    fn rate(&self, path: &str) -> Option<Rate> {
-        match self.table.value(path, self.role)? {
-            Value::Rate(rate) => rate,
-            _ => None,
+    fn rate(&self, path: &str) -> u32 {
+        match self.table.value(path, self.role) {
+            Some(Value::Rate(per_minute)) => per_minute,
+            _ => 0,
         }
     }
     fn words(&self, path: &str) -> Vec<String> {
@@ -389,7 +414,12 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
         listeners,
         tls_1_3_only: top.word("tls.min") == "1.3",
         certificates,
-        users: top.path("users.file").unwrap_or_else(|| state_dir.join("auth/users")),
+        users: Users {
+            file: top.path("users.file").unwrap_or_else(|| state_dir.join("auth/users")),
+            postmaster: top.text("users.postmaster"),
+            tag: top.word("users.tag").chars().next().filter(|&c| !c.is_alphabetic()),
+            password_cache: top.time("users.password_cache"),
+        },
         plugins: Plugins {
             path: top.words("plugins.path").iter().map(|path| base.join(path)).collect(),
             load: top.words("plugins.load"),
@@ -399,6 +429,8 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             segment: top.count("spool.segment"),
             durable: top.word("spool.durability") != "none",
             min_free: top.count("spool.min_free"),
+            min_free_percent: top.count("spool.min_free_percent"),
+            memory: top.count("spool.memory"),
         },
         routes,
         limits: Limits {
@@ -417,10 +449,14 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
         },
         timeouts: Timeouts {
             command: top.time("timeouts.command"),
+            command_crowded: top.time("timeouts.command_crowded"),
             pre_auth: top.time("timeouts.pre_auth"),
+            auth: top.time("timeouts.auth"),
             handshake: top.time("timeouts.handshake"),
-            data: top.time("timeouts.data"),
+            data_grace: top.time("timeouts.data_grace"),
             min_rate: top.count("timeouts.min_rate"),
+            unread: top.time("timeouts.unread"),
+            directory: top.time("timeouts.directory"),
             session: top.time("timeouts.session"),
         },
         log: Log {
@@ -871,8 +907,7 @@ fn about_listener(config: &Config, index: usize, listener: &Listener, report: &m
         }
     }
     // Whoever has authenticated may write anywhere.
-    let relays = listener.auth != AuthOffer::Off || (!listener.require_auth && listener.role.is_submission());
-    if relays && config.route_of("*").is_none() {
+    if listener.auth != AuthOffer::Off && config.route_of("*").is_none() {
         report.error(
             Some(listener.written.header.clone()),
             "route",
@@ -887,7 +922,7 @@ fn about_listener(config: &Config, index: usize, listener: &Listener, report: &m
         report.warning(
             span("listener[].require_auth"),
             "listener.require_auth",
-            "strangers may submit mail here",
+            "strangers may submit mail for local domains here",
             "write require_auth = true",
         );
     }

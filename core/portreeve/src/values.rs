@@ -23,23 +23,14 @@ pub enum Value {
     Flag(bool),
     /// Count, octets, milliseconds.
     Number(u64),
-    /// Rate; `None` is `"off"`.
-    Rate(Option<Rate>),
+    /// Rate per minute; 0 is `"off"`.
+    Rate(u32),
     /// Domains, mechanisms, words, paths.
     Words(Vec<String>),
     /// Addresses.
     Addresses(Vec<SocketAddr>),
     /// Networks.
     Networks(Vec<IpNet>),
-}
-
-/// So many per time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// How many.
-    pub count: u32,
-    /// In how many seconds.
-    pub seconds: u32,
 }
 
 /// A value that was written, with its places.
@@ -452,20 +443,18 @@ fn duration(text: &str) -> Parsed<u64> {
 }
 
 fn rate(text: &str) -> Parsed<Value> {
-    let bad = |cause: String| Err((cause, Some("write like \"30/min\" (s, min, h or d), or \"off\"".into())));
+    let bad = |cause: String| Err((cause, Some("write like \"30/min\" or \"5/s\", or \"off\"".into())));
     if text == "off" {
-        return Ok(Value::Rate(None));
+        return Ok(Value::Rate(0));
     }
     let Some((count, unit)) = text.split_once('/') else { return bad(format!("{text:?} is no rate")) };
-    let seconds = match unit.trim() {
-        "s" => 1,
-        "min" => 60,
-        "h" => 3600,
-        "d" => 86_400,
+    let per_minute = match unit.trim() {
+        "s" => 60,
+        "min" => 1,
         unit => return bad(format!("unknown unit {unit:?}")),
     };
-    match count.trim().parse::<u32>() {
-        Ok(count) if count > 0 => Ok(Value::Rate(Some(Rate { count, seconds }))),
+    match count.trim().parse::<u32>().ok().and_then(|count| count.checked_mul(per_minute)) {
+        Some(count) if count > 0 => Ok(Value::Rate(count)),
         _ => bad(format!("{count:?} is no positive number")),
     }
 }

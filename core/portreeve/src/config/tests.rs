@@ -62,8 +62,8 @@ fn good_is_good() {
     let config = config.unwrap();
     assert_eq!(config.listeners[0].domains, ["example.org"]);
     assert_eq!(config.certificates[0].cert, Path::new("/etc/portreeve/c.pem"));
-    assert_eq!(config.users, Path::new("/etc/portreeve/state/auth/users"));
-    assert_eq!(config.limits.auth_rate, Some(Rate { count: 30, seconds: 60 }));
+    assert_eq!(config.users.file, Path::new("/etc/portreeve/state/auth/users"));
+    assert_eq!(config.limits.auth_rate, 30);
     assert_eq!(config.listeners[0].per_ip, 50);
 }
 

@@ -1,0 +1,203 @@
+//! What can only be found out on this host: files, folders, users, libraries, ports.
+//!
+//! `portreeve check`, the start of `serve` and every reload run this same code, after [`config::parse`]
+//! found nothing wrong with the file itself.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use backend::users::{BadUsers, Users, WhyBad};
+
+use crate::certificates::{self, Dates, Sets};
+use crate::cli::{ConfigArg, exit};
+use crate::config::{self, Config, RouteKind};
+use crate::control::client;
+use crate::plugins::{self, Library};
+use crate::report::Report;
+use crate::{ehlo, files, rights, terminal, users};
+
+/// Everything that a server needs beside its configuration, read and found good.
+pub struct Checked {
+    /// The configuration.
+    pub config: Config,
+    /// Certificates of each listener.
+    pub certificates: Sets,
+    /// Mechanism libraries.
+    pub libraries: Vec<Library>,
+}
+
+/// Why a check is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Somebody asks.
+    Check,
+    /// The server is about to start.
+    Start,
+    /// The running server is about to take it over; its own ports are its own.
+    Reload,
+}
+
+/// `portreeve check`.
+pub fn command(arg: &ConfigArg, print_ehlo: Option<&str>) -> ExitCode {
+    let (checked, report) = all(&arg.file(), Occasion::Check);
+    eprint!("{}", report.render(terminal::color()));
+    let Some(checked) = checked else { return ExitCode::from(exit::CONFIGURATION) };
+    match print_ehlo {
+        Some(name) => match ehlo::print(&checked, name) {
+            Ok(text) => terminal::print(&text),
+            Err(error) => terminal::fail(exit::FAILURE, error),
+        },
+        None => terminal::print(&format!("{}: fine\n", checked.config.file.display())),
+    }
+}
+
+/// Reads a file and checks everything. The report tells what was found; what a server needs is there when
+/// that holds no error.
+pub fn all(file: &Path, occasion: Occasion) -> (Option<Checked>, Report) {
+    let (config, mut report) = config::load(file);
+    let Some(config) = config else { return (None, report) };
+    let dates = if occasion == Occasion::Reload { Dates::Strict } else { Dates::Lenient };
+    who_we_become(&config, &mut report);
+    let certificates = certificates::read(&config, dates, &mut report);
+    folders(&config, &mut report);
+    users_file(&config, &mut report);
+    let libraries = plugins::read(&config, &mut report);
+    ports(&config, occasion, &mut report);
+    let (false, Some(certificates), Some(libraries)) = (report.has_errors(), certificates, libraries) else {
+        return (None, report);
+    };
+    (Some(Checked { config, certificates, libraries }), report)
+}
+
+/// Only the certificates, for tests and the watcher.
+#[cfg(test)]
+pub fn certificates(config: &Config, report: &mut Report) -> Option<Sets> {
+    certificates::read(config, Dates::Strict, report)
+}
+
+fn who_we_become(config: &Config, report: &mut Report) {
+    let span = Some(config.written.span("process.user"));
+    let span = span.filter(|_| config.written.entries.contains_key("process.user"));
+    if let Err(cause) = rights::ids(config) {
+        let (cause, remedy) = certificates::halves(&cause);
+        report.error(span, "process.user", cause, remedy);
+    } else if rights::stays_root(config) {
+        report.warning(
+            span,
+            "process.user",
+            "every process keeps root's rights",
+            "name a user of its own, or start the server as one",
+        );
+    }
+}
+
+fn folders(config: &Config, report: &mut Report) {
+    let Ok(ids) = rights::ids(config) else { return };
+    let mut check = |path: &Path, span, key: &str| {
+        if let Err(cause) = files::writable(path, ids.as_ref()) {
+            let remedy = match &ids {
+                Some(ids) => format!("give it away: chown {}:{} {}", ids.uid, ids.gid, path.display()),
+                None => "name another folder, or give us the right to write there".into(),
+            };
+            report.error(span, key, cause, remedy);
+        }
+    };
+    let written = |path: &str| config.written.entries.get(path).map(|entry| entry.span.clone());
+    check(&config.process.state_dir, written("process.state_dir"), "process.state_dir");
+    check(&config.spool.path, written("spool.path"), "spool.path");
+    for (path, key) in [(&config.log.file, "log.file"), (&config.log.audit, "log.audit")] {
+        if let Some(folder) = path.as_deref().and_then(Path::parent) {
+            check(folder, written(key), key);
+        }
+    }
+    for route in &config.routes {
+        if let RouteKind::Maildir(path) = &route.kind {
+            check(&fixed_part(path), Some(route.written.span("route[].path")), "route.path");
+        }
+    }
+}
+
+/// A path up to its first placeholder.
+pub fn fixed_part(path: &Path) -> std::path::PathBuf {
+    path.components().take_while(|part| !part.as_os_str().to_string_lossy().contains('{')).collect()
+}
+
+fn users_file(config: &Config, report: &mut Report) {
+    let span = config.written.entries.get("users.file").map(|entry| entry.span.clone());
+    let asks = config.listeners.iter().any(|l| l.auth != smtp::listener::AuthOffer::Off || !l.any_recipient);
+    match Users::load(&config.users.file, &Arc::new(users::options(config))) {
+        Ok(loaded) if loaded.is_empty() && asks => {
+            let cause = format!("{}: has no users: nobody can log in, no recipient exists", config.users.file.display());
+            report.warning(span, "users.file", cause, "add one with `portreeve user add NAME@DOMAIN`");
+        }
+        Ok(_) => {}
+        Err(BadUsers { why: WhyBad::Io(error), .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+            if asks {
+                let cause = format!("{}: is not there yet: nobody can log in", config.users.file.display());
+                report.warning(span, "users.file", cause, "make it with `portreeve user add NAME@DOMAIN`");
+            }
+        }
+        Err(bad) => {
+            let (cause, remedy) = certificates::halves(&bad.to_string());
+            report.error(span, "users.file", cause, remedy);
+        }
+    }
+}
+
+fn ports(config: &Config, occasion: Occasion, report: &mut Report) {
+    let first = rights::first_port();
+    // What the running server has bound is not in anybody's way.
+    let own: BTreeSet<String> = match occasion {
+        Occasion::Start => BTreeSet::new(),
+        Occasion::Check | Occasion::Reload => running_binds(config),
+    };
+    for listener in &config.listeners {
+        for (index, address) in listener.bind.iter().enumerate() {
+            if own.contains(&address.to_string()) || occasion == Occasion::Reload {
+                continue;
+            }
+            let span = Some(listener.written.element("listener[].bind", index));
+            if address.port() < first {
+                let cause = format!("{address}: ports below {first} need root or CAP_NET_BIND_SERVICE");
+                report.error(span, "listener.bind", cause, "start as root (rights are dropped), or take a higher port");
+            } else if let Err(error) = probe(*address) {
+                let (cause, remedy) = match error.kind() {
+                    std::io::ErrorKind::AddrInUse => (
+                        format!("{address} is in use by another program"),
+                        format!("stop that one (`ss -ltnp 'sport = :{}'` names it), or take another port", address.port()),
+                    ),
+                    std::io::ErrorKind::AddrNotAvailable => {
+                        (format!("{address} is no address of this host"), "write one of `ip address`, or 0.0.0.0".into())
+                    }
+                    _ => (format!("{address} cannot be bound: {error}"), "take another address or port".into()),
+                };
+                report.error(span, "listener.bind", cause, remedy);
+            }
+        }
+    }
+}
+
+/// Binds for a moment, without SO_REUSEPORT: two servers on one address would share its clients silently.
+fn probe(address: SocketAddr) -> std::io::Result<()> {
+    let domain = if address.is_ipv4() { socket2::Domain::IPV4 } else { socket2::Domain::IPV6 };
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of an earlier run in TIME_WAIT are nobody's.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)?;
+    drop(TcpListener::from(socket));
+    Ok(())
+}
+
+fn running_binds(config: &Config) -> BTreeSet<String> {
+    let Ok(answer) = client::ask(&config.admin.socket, "status") else { return BTreeSet::new() };
+    let listeners = answer["about"]["listeners"].as_array().cloned().unwrap_or_default();
+    let binds = listeners.iter().flat_map(|listener| listener["bind"].as_array().cloned().unwrap_or_default());
+    binds.filter_map(|bind| bind.as_str().map(str::to_owned)).collect()
+}

@@ -1,0 +1,348 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Exit codes, as documented in `--help`.
+pub mod exit {
+    /// Fine.
+    pub const OK: u8 = 0;
+    /// It did not work.
+    pub const FAILURE: u8 = 1;
+    /// The configuration is wrong (`EX_CONFIG` of sysexits).
+    pub const CONFIGURATION: u8 = 78;
+    /// Ended by a second Ctrl-C.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  portreeve demo                              try it: three listeners, two users, nothing leaves this machine
+  portreeve init /etc/portreeve               write a configuration for this host
+  portreeve check                             explain what is wrong with it
+  portreeve serve                             run it
+  portreeve user add alice@example.org        asks for the password
+  portreeve status                            what the running server does
+
+Without --config FILE a command takes ./portreeve.toml, then /etc/portreeve/portreeve.toml.
+
+Exit codes: 0 fine, 1 failure, 2 wrong usage, 78 mistake in the configuration, 130 ended by a second Ctrl-C.";
+
+/// An SMTP listener: mail on 25, 587 and 465.
+#[derive(Parser)]
+#[command(name = "portreeve", version, about, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    /// Tell how this binary was built.
+    #[arg(long, exclusive = true)]
+    pub build_info: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Which configuration.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigArg {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl ConfigArg {
+    /// The file that is meant.
+    pub fn file(&self) -> PathBuf {
+        let here = PathBuf::from("portreeve.toml");
+        match &self.config {
+            Some(file) => file.clone(),
+            None if here.is_file() => here,
+            None => PathBuf::from("/etc/portreeve/portreeve.toml"),
+        }
+    }
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the server.
+    #[command(after_help = "\
+Examples:
+  portreeve serve --config /etc/portreeve/portreeve.toml
+
+Signals: SIGHUP reloads, SIGTERM and SIGINT drain (a second one ends at once).
+Started as root it binds its ports, then every process that meets a client becomes `process.user`.")]
+    Serve {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Try it: three listeners on this machine, two users, mail in Maildirs; nothing leaves the machine.
+    #[command(after_help = "\
+Examples:
+  portreeve demo                    folder ./portreeve-demo, kept between runs
+  portreeve demo --dir /tmp/mail
+
+Ctrl-C ends it.")]
+    Demo {
+        /// Where certificate, users and mail are kept.
+        #[arg(long, value_name = "DIR", default_value = "portreeve-demo")]
+        dir: PathBuf,
+    },
+    /// Write a commented configuration, folders and a self-signed certificate for this host.
+    #[command(after_help = "\
+Examples:
+  portreeve init                                         into the current folder
+  portreeve init /etc/portreeve --hostname mail.example.org --domain example.org")]
+    Init {
+        /// Where to.
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+        /// The host's name in mail; the system's name otherwise.
+        #[arg(long, value_name = "NAME")]
+        hostname: Option<String>,
+        /// A domain to take mail for; the host name without its first part otherwise.
+        #[arg(long, value_name = "DOMAIN")]
+        domain: Option<String>,
+    },
+    /// Explain what is wrong with a configuration; the same code runs before `serve` and `reload`.
+    #[command(after_help = "\
+Examples:
+  portreeve check
+  portreeve check --config new.toml
+  portreeve check --print-ehlo submission    what its clients are offered
+
+Exit codes: 0 fine (perhaps with warnings), 78 with mistakes.")]
+    Check {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print the EHLO reply of this listener, in clear and inside TLS.
+        #[arg(long, value_name = "LISTENER")]
+        print_ehlo: Option<String>,
+    },
+    /// Make the running server take its configuration again; nothing changes when it has a mistake.
+    #[command(after_help = "\
+Examples:
+  portreeve reload
+  portreeve reload --config /etc/portreeve/portreeve.toml
+
+Exit codes: 0 done, 1 no server answers, 78 mistake in the configuration (the old one stays).")]
+    Reload {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// What the running server does.
+    #[command(after_help = "\
+Examples:
+  portreeve status
+  portreeve status --json | jq .counters")]
+    Status {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Who may log in. Edits the users file; a running server sees the change within seconds.
+    #[command(subcommand, after_help = "\
+Examples:
+  portreeve user add alice@example.org
+  printf %s \"$PASSWORD\" | portreeve user add bob@example.org --password-stdin
+  portreeve user list
+  portreeve user import --from /etc/dovecot/users
+
+Passwords are asked for or read from standard input, never taken from the command line.")]
+    User(UserCommand),
+    /// Mechanism libraries.
+    #[command(subcommand, after_help = "\
+Examples:
+  portreeve plugin list
+  portreeve plugin inspect ./libportreeve_legacy.so")]
+    Plugin(PluginCommand),
+    /// The configuration's vocabulary.
+    #[command(subcommand, after_help = "\
+Examples:
+  portreeve config sample > portreeve.toml
+  portreeve config reference | less")]
+    Config(ConfigCommand),
+    /// The processes of the server; started by the supervisor.
+    #[command(name = "__role", hide = true)]
+    Role {
+        /// Which one.
+        name: String,
+    },
+}
+
+/// `portreeve user …`
+#[derive(Subcommand)]
+pub enum UserCommand {
+    /// Add a user; asks for the password.
+    #[command(after_help = "\
+Examples:
+  portreeve user add alice@example.org
+  portreeve user add bob@example.org --alias robert@example.org --cram-md5 --password-stdin < secret")]
+    Add {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// `local@domain`.
+        name: String,
+        /// Read the password from standard input (one line).
+        #[arg(long)]
+        password_stdin: bool,
+        /// Keep a CRAM-MD5 context, too. Whoever reads the users file can log in with it.
+        #[arg(long)]
+        cram_md5: bool,
+        /// Another address of this user: receives its mail and may be sent from. May be repeated.
+        #[arg(long, value_name = "ADDRESS")]
+        alias: Vec<String>,
+    },
+    /// List users, without secrets.
+    #[command(after_help = "Examples:\n  portreeve user list")]
+    List {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Remove a user. Mail stays.
+    #[command(after_help = "Examples:\n  portreeve user remove alice@example.org")]
+    Remove {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// `local@domain`.
+        name: String,
+    },
+    /// Set a new password; asks for it.
+    #[command(after_help = "Examples:\n  portreeve user passwd alice@example.org")]
+    Passwd {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// `local@domain`.
+        name: String,
+        /// Read the password from standard input (one line).
+        #[arg(long)]
+        password_stdin: bool,
+        /// Keep a CRAM-MD5 context, too.
+        #[arg(long)]
+        cram_md5: bool,
+    },
+    /// Test a password; exit code 0 when it is right.
+    #[command(after_help = "Examples:\n  portreeve user verify alice@example.org")]
+    Verify {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// `local@domain`.
+        name: String,
+        /// Read the password from standard input (one line).
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Take over users from lines of the form `user:{SCHEME}hash`, as Dovecot and Postfix keep them.
+    #[command(after_help = "\
+Examples:
+  portreeve user import --from /etc/dovecot/users
+  portreeve user import --domain example.org < users")]
+    Import {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// The file; standard input otherwise.
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+        /// Goes behind names that have no `@`.
+        #[arg(long, value_name = "DOMAIN")]
+        domain: Option<String>,
+    },
+}
+
+/// `portreeve plugin …`
+#[derive(Subcommand)]
+pub enum PluginCommand {
+    /// The libraries that the configuration loads, with their mechanisms.
+    #[command(after_help = "Examples:\n  portreeve plugin list")]
+    List {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// What a library says about itself, read without running it.
+    #[command(after_help = "Examples:\n  portreeve plugin inspect ./libportreeve_legacy.so")]
+    Inspect {
+        /// The library.
+        file: PathBuf,
+    },
+}
+
+/// `portreeve config …`
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Print a configuration file with every option at its default.
+    Sample,
+    /// Print the reference of all options.
+    Reference,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn walk(command: &clap::Command, path: &str, check: &mut impl FnMut(&str, &clap::Command)) {
+        check(path, command);
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            walk(sub, &format!("{path} {}", sub.get_name()), check);
+        }
+    }
+
+    #[test]
+    fn every_command_has_help_and_examples() {
+        Cli::command().debug_assert();
+        let mut seen = Vec::new();
+        walk(&Cli::command(), "portreeve", &mut |path, command| {
+            seen.push(path.to_owned());
+            let help = command.clone().render_long_help().to_string();
+            assert!(command.get_about().is_some(), "{path}: no description");
+            let whole = path.split(' ').count() == 2 || path.starts_with("portreeve user ");
+            assert!(!whole || help.contains("Examples:\n  portreeve") || help.contains("Examples:\n  p"), "{path}: {help}");
+        });
+        for path in [
+            "serve", "demo", "init", "check", "reload", "status", "user add", "user list", "user remove",
+            "user passwd", "user verify", "user import", "plugin list", "plugin inspect", "config sample",
+            "config reference",
+        ] {
+            assert!(seen.contains(&format!("portreeve {path}")), "{path}");
+        }
+        let top = Cli::command().render_long_help().to_string();
+        assert!(top.contains("Exit codes: 0 fine, 1 failure, 2 wrong usage, 78"), "{top}");
+        assert!(!top.contains("__role"), "{top}");
+    }
+
+    #[test]
+    fn no_command_takes_a_password_as_an_argument() {
+        walk(&Cli::command(), "portreeve", &mut |path, command| {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                assert!(name == "password_stdin" || !name.contains("pass"), "{path} --{name}");
+                if name == "password_stdin" {
+                    assert!(!argument.get_action().takes_values(), "{path}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        for arguments in [&["portreeve", "frob"][..], &["portreeve", "serve", "--nope"], &["portreeve", "user", "add"]] {
+            let error = Cli::try_parse_from(arguments).err().expect("refused");
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+        }
+        let error = Cli::try_parse_from(["portreeve", "serv"]).err().expect("refused");
+        assert!(error.to_string().contains("'serve'"), "{error}");
+    }
+}

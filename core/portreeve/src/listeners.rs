@@ -1,0 +1,65 @@
+//! From a listener of the configuration to one that sessions use.
+
+use std::sync::Arc;
+
+use policy::{Recipients, RolePolicy, Settings};
+use sasl::Mechanism;
+use smtp::listener::{AuthOffer, Limits, Listener};
+
+use crate::config::{self, Config};
+
+/// Makes it. `mechanisms` holds everything that the loaded libraries have.
+pub fn build(
+    config: &Config,
+    listener: &config::Listener,
+    mechanisms: &[Arc<dyn Mechanism>],
+) -> Result<Listener, String> {
+    let mut offered = Vec::new();
+    if listener.auth != AuthOffer::Off {
+        for name in &listener.mechanisms {
+            let found = mechanisms.iter().find(|mechanism| mechanism.name().as_str() == name);
+            let found = found.ok_or_else(|| format!("listener {:?}: no library has {name}", listener.name))?;
+            offered.push(found.clone());
+        }
+    }
+    let limits = &config.limits;
+    Ok(Listener {
+        name: listener.name.clone(),
+        role: listener.role,
+        hostname: config.hostname_of(listener),
+        tls: listener.tls,
+        require_tls: listener.require_tls,
+        require_auth: listener.require_auth,
+        auth: listener.auth,
+        mechanisms: offered,
+        limits: Limits {
+            line_octets_max: limits.max_line,
+            sasl_line_octets_max: limits.sasl_line_octets_max,
+            message_octets_max: listener.max_size,
+            recipients_max: listener.max_rcpt,
+            messages_max: limits.max_messages,
+            errors_max: limits.max_errors,
+            idle_commands_max: limits.max_idle_commands,
+            auth_failures_max: limits.auth_failures,
+            received_max: limits.max_received,
+            ..Limits::default()
+        },
+        sender_envelope: listener.identity_envelope,
+        sender_header: listener.identity_header,
+        fixups: listener.fixups,
+        hide_client: listener.hide_client,
+        trust_auth_param_from: listener.trust_auth_param_from.clone(),
+        starttls_trailing: listener.starttls_trailing,
+        sync_violation: listener.sync_violation,
+        chunking: listener.chunking,
+        smtputf8: listener.smtputf8,
+        data_loss: config.loses_data(),
+        policy: Box::new(RolePolicy::new(Settings {
+            role: listener.role,
+            domains: listener.domains.clone(),
+            recipients: if listener.any_recipient { Recipients::Any } else { Recipients::Directory },
+            sender_envelope: listener.identity_envelope,
+            sender_header: listener.identity_header,
+        })),
+    })
+}

@@ -1,0 +1,158 @@
+//! Mechanism libraries: found, vetted and sealed by whoever may read them, loaded by workers.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use plugin_host::{Demands, Note, Vetted};
+use smtp::listener::AuthOffer;
+
+use crate::certificates::halves;
+use crate::cli::{PluginCommand, exit};
+use crate::config::{self, Config};
+use crate::report::Report;
+use crate::terminal;
+
+/// A library that was found good.
+pub struct Library {
+    /// Its id in the configuration.
+    pub id: String,
+    /// Where it came from.
+    pub path: PathBuf,
+    /// A sealed copy of what was looked at.
+    pub fd: OwnedFd,
+    /// What it says about itself.
+    pub note: Note,
+    /// Of its content.
+    pub sha256: [u8; 32],
+}
+
+/// Finds and vets all libraries, without running anything of them, and looks for every mechanism that a
+/// listener offers.
+pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
+    let mut libraries: Vec<Library> = Vec::new();
+    let mut failed = false;
+    for (index, id) in config.plugins.load.iter().enumerate() {
+        let span = config.written.entries.contains_key("plugins.load");
+        let span = span.then(|| config.written.element("plugins.load", index));
+        match vet(id, &config.plugins.path) {
+            Ok(Vetted { fd, note, sha256, path, remarks }) => {
+                for remark in remarks {
+                    let remedy = "others could put another library there: install it elsewhere on a real server";
+                    report.warning(span.clone(), "plugins.load", remark, remedy);
+                }
+                libraries.push(Library { id: id.clone(), path, fd, note, sha256 });
+            }
+            Err(error) => {
+                let (cause, remedy) = halves(&error);
+                report.error(span, "plugins.load", cause, remedy);
+                failed = true;
+            }
+        }
+    }
+    if failed {
+        return None;
+    }
+    let mut offered: BTreeMap<&str, &str> = BTreeMap::new();
+    for library in &libraries {
+        for mechanism in library.note.mechanisms.keys() {
+            if let Some(first) = offered.insert(mechanism.as_str(), &library.id) {
+                let cause = format!("{} is in {first:?} and in {:?}", mechanism.as_str(), library.id);
+                report.error(Some(config.written.span("plugins.load")), "plugins.load", cause, "load one of them");
+                failed = true;
+            }
+        }
+    }
+    for listener in config.listeners.iter().filter(|listener| listener.auth != AuthOffer::Off) {
+        for (index, name) in listener.mechanisms.iter().enumerate() {
+            if !offered.contains_key(name.as_str()) {
+                let loaded: Vec<&str> = offered.keys().copied().collect();
+                let remedy = match bundled_in(name) {
+                    Some(id) => format!("add \"{id}\" to plugins.load"),
+                    None => format!("write one of {}, or load the library that has it", loaded.join(", ")),
+                };
+                report.error(
+                    Some(listener.written.element("listener[].mechanisms", index)),
+                    "listener.mechanisms",
+                    format!("no loaded library has the mechanism {name}"),
+                    remedy,
+                );
+                failed = true;
+            }
+        }
+    }
+    (!failed).then_some(libraries)
+}
+
+/// Which of our own libraries has a mechanism.
+fn bundled_in(mechanism: &str) -> Option<&'static str> {
+    match mechanism {
+        "PLAIN" | "LOGIN" => Some("standard"),
+        "CRAM-MD5" => Some("legacy"),
+        _ => None,
+    }
+}
+
+fn vet(id: &str, path: &[PathBuf]) -> Result<Vetted, String> {
+    let found = plugin_host::resolve(id, path).map_err(|error| error.to_string())?;
+    let demands = Demands { ownership: found.ownership(), sha256: None };
+    plugin_host::vet(&found.path, &demands).map_err(|error| error.to_string())
+}
+
+/// `portreeve plugin …`
+pub fn command(command: &PluginCommand) -> ExitCode {
+    match command {
+        PluginCommand::List { config } => {
+            let (config, mut report) = config::load(&config.file());
+            let libraries = config.and_then(|config| read(&config, &mut report));
+            eprint!("{}", report.render(terminal::color()));
+            match libraries {
+                Some(libraries) => terminal::print(&list(&libraries)),
+                None => ExitCode::from(exit::CONFIGURATION),
+            }
+        }
+        PluginCommand::Inspect { file } => match inspect(file) {
+            Ok(text) => terminal::print(&text),
+            Err(error) => terminal::fail(exit::FAILURE, error),
+        },
+    }
+}
+
+fn list(libraries: &[Library]) -> String {
+    let mut to = String::new();
+    for library in libraries {
+        let mechanisms: Vec<&str> = library.note.mechanisms.keys().map(|name| name.as_str()).collect();
+        let _ = writeln!(
+            to,
+            "{:<12} {:<24} runner inline  {}  {}",
+            library.id,
+            mechanisms.join(" "),
+            library.note.version,
+            library.path.display()
+        );
+    }
+    to
+}
+
+fn inspect(file: &Path) -> Result<String, String> {
+    let found = plugin_host::inspect(file).map_err(|error| error.to_string())?;
+    let note = &found.note;
+    let mut to = String::new();
+    let _ = writeln!(to, "id          {}", note.id);
+    let _ = writeln!(to, "version     {}", note.version);
+    let _ = writeln!(to, "ABI         {}.{}", note.abi.0, note.abi.1);
+    let _ = writeln!(to, "build       {}", note.build);
+    for (name, needs) in &note.mechanisms {
+        let needs = if needs.is_empty() { String::new() } else { format!("  needs {}", needs.join(", ")) };
+        let _ = writeln!(to, "mechanism   {}{needs}", name.as_str());
+    }
+    for backend in &note.backends {
+        let _ = writeln!(to, "back end    {backend}");
+    }
+    let _ = writeln!(to, "needs       {}", found.needed.join(" "));
+    let sha256: String = found.sha256.iter().map(|octet| format!("{octet:02x}")).collect();
+    let _ = writeln!(to, "size        {} octets\nsha256      {sha256}", found.octets);
+    Ok(to)
+}
