@@ -7,6 +7,3 @@ mod dialog;
 mod mechanisms;
 mod model;
 mod replies;
-mod soak;
-mod splits;
-mod tidy;
