@@ -1,0 +1,356 @@
+//! What a session asks of its engine, performed: from a cache, by the directory, by the spool, by the wheel.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use hmac::{Hmac, Mac};
+use limits::{Rate, Subject};
+use link::directory::Question;
+use sha2::Sha256;
+use smtp::host::{
+    Allowance, Charge, Effect, Host, Note, Outcome, Peer, Permission, RecipientOutcome, SessionId, Trouble,
+};
+use smtp::id::QueueId;
+use telemetry::{Counter, Event, Histogram};
+
+use crate::budget::Budget;
+use crate::cache::{Addresses, Passwords};
+use crate::connection::{Held, Message, Pending};
+use crate::entropy::Entropy;
+use crate::questions::{Asked, Questions, sasl_outcome};
+use crate::setup::{Notice, Port};
+use crate::slab::Token;
+use crate::watch::Watch;
+use crate::wheel::{TICK_MS, Tick};
+
+/// What all shards of a worker share.
+pub struct Shared {
+    pub ports: Vec<Port>,
+    pub passwords: Passwords,
+    pub budget: Budget,
+    pub limits: Arc<limits::Table>,
+    /// Names of accounts become numbers under this key.
+    pub account_key: Hmac<Sha256>,
+    pub notify: Box<dyn Fn(Notice) + Send + Sync>,
+    /// Per shard: when it last turned, milliseconds since 1970.
+    pub beats: Box<[AtomicU64]>,
+    /// Per shard: sessions.
+    pub sessions: Box<[AtomicU64]>,
+    pub panics: AtomicU64,
+}
+
+impl Shared {
+    /// The number of an account in the limits; case does not make another one.
+    pub fn account(&self, name: &[u8]) -> u64 {
+        let mut mac = self.account_key.clone();
+        mac.update(&name.to_ascii_lowercase());
+        let digest: [u8; 32] = mac.finalize().into_bytes().into();
+        digest.first_chunk().map_or(0, |head| u64::from_le_bytes(*head))
+    }
+}
+
+/// What belongs to one shard and is used while a session speaks.
+pub struct Local {
+    pub now: Now,
+    pub number: usize,
+    pub questions: Questions,
+    pub addresses: Addresses,
+    pub entropy: Entropy,
+    pub spool: spool::Port,
+    pub watch: Watch,
+    /// Scratch for encoded envelopes.
+    pub envelope: Vec<u8>,
+    /// How long the effect that just became pending may take, milliseconds.
+    pub effect_ms: u64,
+    /// The input that was just taken held a SASL message.
+    pub secret: bool,
+    pub session_base: u64,
+    /// Boxes that connections gave back.
+    pub spare: Vec<Box<Held>>,
+}
+
+/// The time of a turn.
+#[derive(Clone, Copy)]
+pub struct Now {
+    /// Monotonic, of the machine.
+    pub ms: u64,
+    /// Wall clock.
+    pub unix_ms: u64,
+    /// Ticks since the shard started.
+    pub tick: Tick,
+    start_ms: u64,
+}
+
+impl Now {
+    /// Reads the clocks for the first time.
+    pub fn first() -> Self {
+        let mut now = Self { ms: 0, unix_ms: 0, tick: 0, start_ms: 0 };
+        now.read();
+        now.start_ms = now.ms;
+        now.tick = 0;
+        now
+    }
+
+    /// Reads the clocks.
+    pub fn read(&mut self) {
+        self.ms = link::monotonic_ms();
+        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        self.unix_ms = unix.as_millis() as u64;
+        self.tick = (self.ms.saturating_sub(self.start_ms) / TICK_MS) as Tick;
+    }
+
+    /// The time of `tick`.
+    pub fn at(&self, tick: Tick) -> u64 {
+        self.start_ms + u64::from(tick) * TICK_MS
+    }
+}
+
+/// The host of one session during one call.
+pub struct TurnHost<'a> {
+    pub shared: &'a Shared,
+    pub local: &'a mut Local,
+    pub port: &'a Port,
+    pub token: Token,
+    pub id: SessionId,
+    pub peer: &'a Peer,
+    /// Who has logged in, where a limit wants to know.
+    pub account: Option<u64>,
+    pub pending: &'a mut Pending,
+    pub question: &'a mut u32,
+    pub held: &'a mut Option<Box<Held>>,
+}
+
+impl TurnHost<'_> {
+    fn ask(&mut self, question: &Question<'_>, asked: Asked) -> Option<Outcome> {
+        let epoch = self.local.watch.epoch();
+        self.local.watch.add(Counter::DirectoryQuestions, 1);
+        match self.local.questions.ask(self.token, question, asked, epoch, self.local.now.ms) {
+            Ok(id) => {
+                (*self.pending, *self.question) = (Pending::Question, id.index());
+                self.local.effect_ms = self.port.deadlines.effect_ms;
+                None
+            }
+            Err(outcome) => {
+                self.local.watch.add(Counter::DirectoryTemporary, 1);
+                Some(outcome)
+            }
+        }
+    }
+
+    fn sasl(&mut self, mechanism: &sasl::MechanismName, effect: sasl::Effect<'_>) -> Option<Outcome> {
+        self.local.secret = true;
+        let (listener, client_ip, mechanism) = (&*self.port.listener.name, self.peer.ip, mechanism.as_str());
+        match effect {
+            sasl::Effect::VerifyPassword { authcid, authzid, password } => {
+                let question = Question::VerifyPassword { listener, client_ip, mechanism, authcid, authzid, password };
+                let passwords = &self.shared.passwords;
+                let tag = passwords.tag(mechanism, authcid, authzid, password);
+                if let Some(identity) = passwords.find(tag, self.local.watch.epoch(), self.local.now.ms) {
+                    self.local.watch.add(Counter::DirectoryCacheHits, 1);
+                    let mut outcome = sasl_outcome(sasl::Status::Ok);
+                    outcome.identity = Some(identity);
+                    return Some(Outcome::Sasl(outcome));
+                }
+                self.ask(&question, Asked::Password(tag))
+            }
+            sasl::Effect::FetchKey { kind, authcid, authzid, realm } => {
+                let kind = kind as u32;
+                self.ask(
+                    &Question::FetchKey { listener, client_ip, mechanism, kind, authcid, authzid, realm },
+                    Asked::Key,
+                )
+            }
+            // No back end of this release can do these.
+            sasl::Effect::VerifyToken { .. }
+            | sasl::Effect::VerifyExternal { .. }
+            | sasl::Effect::ChannelBinding { .. }
+            | sasl::Effect::BackendCall { .. } => Some(Outcome::Sasl(sasl_outcome(sasl::Status::Unsupported))),
+        }
+    }
+
+    fn commit(&mut self, envelope: &smtp::Envelope, prepend: &[u8]) -> Result<(), Trouble> {
+        let held = self.held.as_mut().ok_or(Trouble::Temporary)?;
+        let Message { entry, last_ms } = held.message.take().ok_or(Trouble::Temporary)?;
+        // Looked at before the commit is handed over; from then on the answer is the sync's (DECISIONS H12).
+        if self.local.now.ms.saturating_sub(last_ms) > self.port.deadlines.data_deadline_ms {
+            return Err(Trouble::Late);
+        }
+        self.local.envelope.clear();
+        envelope.encode(&mut self.local.envelope);
+        self.local.spool.commit(entry, &self.local.envelope, prepend, self.token.word());
+        *self.pending = Pending::Commit;
+        Ok(())
+    }
+}
+
+impl Host for TurnHost<'_> {
+    fn perform(&mut self, effect: Effect<'_>) -> Option<Outcome> {
+        match effect {
+            Effect::Sasl { mechanism, effect } => self.sasl(mechanism, effect),
+            Effect::Recipient { address } => {
+                if let Some(mailbox) = self.local.addresses.mailbox(address, self.local.watch.epoch()) {
+                    let mailbox = mailbox.into();
+                    self.local.watch.add(Counter::DirectoryCacheHits, 1);
+                    return Some(Outcome::Recipient(RecipientOutcome::Exists { mailbox }));
+                }
+                self.ask(&Question::Recipient { address }, Asked::Recipient(address.into()))
+            }
+            Effect::Sender { identity, address } => {
+                if self.local.addresses.granted(&identity.name, address, self.local.watch.epoch()) {
+                    self.local.watch.add(Counter::DirectoryCacheHits, 1);
+                    return Some(Outcome::Sender(Permission::Granted));
+                }
+                let question = Question::Sender { identity: &identity.name, address };
+                self.ask(&question, Asked::Sender(Arc::clone(identity), address.into()))
+            }
+            Effect::Commit { envelope, prepend } => match self.commit(envelope, prepend) {
+                Ok(()) => None,
+                Err(trouble) => Some(Outcome::Commit(Err(trouble))),
+            },
+            Effect::Delay { ms: 0 } => Some(Outcome::Elapsed),
+            Effect::Delay { ms } => {
+                *self.pending = Pending::Delay;
+                self.local.effect_ms = ms.into();
+                None
+            }
+        }
+    }
+
+    fn begin_message(&mut self, size: Option<u64>) -> Result<QueueId, Trouble> {
+        let id = QueueId::new(self.local.now.unix_ms, u128::from_le_bytes(self.local.entropy.take()));
+        let entry = self.local.spool.begin(id, size).map_err(trouble)?;
+        let spare = &mut self.local.spare;
+        let held = self.held.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        held.message = Some(Message { entry, last_ms: self.local.now.ms });
+        (held.data_octets, held.looked, held.looked_octets) = (0, self.local.now.tick, 0);
+        Ok(id)
+    }
+
+    fn write(&mut self, octets: &[u8]) -> usize {
+        let Some(held) = self.held else { return octets.len() };
+        let Some(message) = &mut held.message else { return octets.len() };
+        let taken = message.entry.append(octets);
+        message.last_ms = self.local.now.ms;
+        held.data_octets += taken as u64;
+        taken
+    }
+
+    fn abort_message(&mut self) {
+        if let Some(held) = self.held {
+            held.message = None;
+        }
+    }
+
+    fn charge(&mut self, charge: Charge<'_>) -> Allowance {
+        let (ip, now_ms) = (self.peer.ip, self.local.now.ms);
+        let (limits, config) = (&self.shared.limits, &self.port.limits);
+        let exempt = self.peer.exempt;
+        let subject = self.account.map_or(Subject::Prefix(ip), Subject::Account);
+        let permitted = match charge {
+            Charge::AuthAttempt => {
+                self.local.secret = true;
+                self.local.watch.add(Counter::AuthAttempts, 1);
+                // What cannot be recorded is not done (DECISIONS C15).
+                let permitted = self.local.watch.may_begin() && (exempt || limits.auth_attempt(config, ip, now_ms));
+                self.local.watch.add(Counter::AuthLimited, u64::from(!permitted));
+                permitted
+            }
+            Charge::AuthFailure { authcid } if !exempt => {
+                let jitter = u32::from_le_bytes(self.local.entropy.take());
+                return Allowance::Delay(limits.auth_failed(ip, self.shared.account(authcid), now_ms, jitter));
+            }
+            Charge::AuthSuccess { authcid } if !exempt => {
+                limits.auth_succeeded(ip, self.shared.account(authcid), now_ms);
+                true
+            }
+            Charge::AuthFailure { .. } | Charge::AuthSuccess { .. } => true,
+            Charge::Message => {
+                let per_minute = config.messages_per_minute;
+                self.local.watch.may_begin() && (exempt || limits.charge(Rate::Message, subject, per_minute, now_ms))
+            }
+            Charge::Recipient => {
+                exempt || limits.charge(Rate::Recipient, subject, config.recipients_per_minute, now_ms)
+            }
+        };
+        if permitted { Allowance::Permit } else { Allowance::Refuse }
+    }
+
+    fn entropy(&mut self) -> [u8; 64] {
+        self.local.entropy.take()
+    }
+
+    fn note(&mut self, note: Note<'_>) {
+        let Now { ms, unix_ms, .. } = self.local.now;
+        let watch = &mut self.local.watch;
+        match note {
+            Note::Reply { code, rule } => {
+                watch.add(Counter::replies(code), 1);
+                if let Some(counter) = counter_of(code, rule) {
+                    watch.add(counter, 1);
+                }
+            }
+            Note::Login { mechanism, authcid, identity, code, reason, diagnosis } => {
+                watch.add(
+                    match code {
+                        235 => Counter::AuthOk,
+                        400..500 => Counter::AuthTemporary,
+                        _ => Counter::AuthFailed,
+                    },
+                    1,
+                );
+                let mut event = Event::audit("login", unix_ms)
+                    .session(self.id.0)
+                    .word("listener", &*self.port.listener.name)
+                    .word("client", self.peer.ip.to_string())
+                    .word("mechanism", mechanism)
+                    .untrusted("authcid", authcid)
+                    .number("code", code.into())
+                    .word("reason", reason);
+                if let Some(identity) = identity {
+                    event = event.word("identity", identity);
+                }
+                if !diagnosis.is_empty() {
+                    event = event.untrusted("diagnosis", diagnosis);
+                }
+                watch.tell(&event, ms);
+            }
+            Note::Accepted { id, octets, recipients, reverse_path } => {
+                watch.add(Counter::MessagesAccepted, 1);
+                watch.add(Counter::MessageOctets, octets);
+                watch.observe(Histogram::MessageOctetsSpread, octets);
+                let event = Event::log("message.accepted", telemetry::Level::Info, unix_ms)
+                    .session(self.id.0)
+                    .word("id", id.to_string())
+                    .number("octets", octets)
+                    .number("recipients", recipients as u64)
+                    .untrusted("sender", reverse_path.as_bytes());
+                watch.tell(&event, ms);
+            }
+            Note::Aborted { .. } => watch.add(Counter::MessagesAborted, 1),
+            Note::StarttlsTrailing { octets } => watch.add(Counter::StarttlsTrailingOctets, octets as u64),
+        }
+    }
+}
+
+/// What a reply says about recipients and early talkers, by its stable rule.
+fn counter_of(code: u16, rule: &str) -> Option<Counter> {
+    if rule == "rcpt.ok" {
+        return Some(Counter::RecipientsAccepted);
+    }
+    if rule.starts_with("sync") {
+        return Some(Counter::EarlyTalkers);
+    }
+    (code >= 400 && (rule.starts_with("rcpt.") || rule.starts_with("relay."))).then_some(Counter::RecipientsRefused)
+}
+
+fn trouble(trouble: spool::Trouble) -> Trouble {
+    match trouble {
+        spool::Trouble::Temporary => Trouble::Temporary,
+        spool::Trouble::NoSpace => Trouble::NoSpace,
+    }
+}
+
+/// The outcome of a commit.
+pub fn committed(result: Result<(), spool::Trouble>) -> Outcome {
+    Outcome::Commit(result.map_err(trouble))
+}
