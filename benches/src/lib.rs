@@ -1,1 +1,2 @@
-//! benches
+//! Criterion benches, one per layer: `cargo bench -p benches`. Figures are kept in `benches/record/`.
+#![forbid(unsafe_code)]

@@ -58,7 +58,8 @@ pub fn listener(role: Role) -> Listener {
 pub struct World {
     out: Vec<u8>,
     pools: Pools,
-    peer: Peer,
+    /// Who is at the other end.
+    pub peer: Peer,
     sink: Sink,
     /// TLS as the session shall see it.
     pub tls: Option<TlsFacts>,
