@@ -461,6 +461,23 @@ pub enum Cut {
     Everywhere,
     /// Once, this many octets after the beginning.
     At(usize),
+    /// Into pieces of 1 to 40 octets; the number is the seed.
+    Pieces(u64),
+}
+
+/// Cuts octets into pieces of 1 to 40; the same seed cuts the same way.
+pub fn pieces(octets: &[u8], seed: u64) -> impl Iterator<Item = &[u8]> {
+    let (mut rest, mut state) = (octets, seed | 1);
+    std::iter::from_fn(move || {
+        // xorshift64*: small, and good enough to choose lengths.
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let length = 1 + (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as usize % 40;
+        let (piece, after) = rest.split_at(length.min(rest.len()));
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// The client's end of a bare session.
@@ -488,6 +505,7 @@ impl Connection for BareConnection {
                 self.bare.send(before);
                 self.bare.send(after);
             }
+            Cut::Pieces(seed) => pieces(octets, seed ^ self.sent as u64).for_each(|piece| self.bare.send(piece)),
         }
         self.sent += octets.len();
     }

@@ -7,3 +7,5 @@ mod dialog;
 mod mechanisms;
 mod model;
 mod replies;
+mod soak;
+mod splits;
