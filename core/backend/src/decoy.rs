@@ -150,6 +150,9 @@ mod tests {
             assert_eq!(iterations(Hash::Sha1), iterations(Hash::Sha512));
         }
         assert_eq!(decoys.scram(Hash::Sha512, b"x").server_key.len(), 64);
-        assert_ne!(decoys.scram(Hash::Sha512, b"x").server_key[..32], decoys.scram(Hash::Sha512, b"x").server_key[32..]);
+        assert_ne!(
+            decoys.scram(Hash::Sha512, b"x").server_key[..32],
+            decoys.scram(Hash::Sha512, b"x").server_key[32..]
+        );
     }
 }

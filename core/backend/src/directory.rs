@@ -75,7 +75,9 @@ impl Directory {
         match question {
             Question::VerifyPassword { .. } => true,
             // SCRAM keys may have to be made from a password in clear.
-            Question::FetchKey { kind, .. } => self.users().options().secrets.allow_cleartext && scram_hash(*kind).is_some(),
+            Question::FetchKey { kind, .. } => {
+                self.users().options().secrets.allow_cleartext && scram_hash(*kind).is_some()
+            }
             Question::Recipient { .. } | Question::Sender { .. } => false,
         }
     }
@@ -102,7 +104,13 @@ impl Directory {
 
     #[allow(clippy::too_many_arguments, reason = "the fields of one question")]
     fn verify_password(
-        &self, users: &Users, epoch: u64, mechanism: &str, authcid: &[u8], authzid: &[u8], password: &[u8],
+        &self,
+        users: &Users,
+        epoch: u64,
+        mechanism: &str,
+        authcid: &[u8],
+        authzid: &[u8],
+        password: &[u8],
         to: &mut Vec<u8>,
     ) {
         let name = users.options().names.name(authcid);
@@ -139,7 +147,14 @@ impl Directory {
 
     #[allow(clippy::too_many_arguments, reason = "the fields of one question")]
     fn fetch_key(
-        &self, users: &Users, epoch: u64, mechanism: &str, kind: u32, authcid: &[u8], authzid: &[u8], to: &mut Vec<u8>,
+        &self,
+        users: &Users,
+        epoch: u64,
+        mechanism: &str,
+        kind: u32,
+        authcid: &[u8],
+        authzid: &[u8],
+        to: &mut Vec<u8>,
     ) {
         let name = users.options().names.name(authcid);
         let user = name.as_deref().and_then(|name| users.named(name));
@@ -285,7 +300,12 @@ fn scram_answer(keys: &ScramKeys, whose: Option<Whose<'_>>, to: &mut Vec<u8>) {
 }
 
 fn sasl_answer(
-    status: Status, doomed: bool, whose: Option<Whose<'_>>, data: &[u8], scram: Option<Scram>, to: &mut Vec<u8>,
+    status: Status,
+    doomed: bool,
+    whose: Option<Whose<'_>>,
+    data: &[u8],
+    scram: Option<Scram>,
+    to: &mut Vec<u8>,
 ) {
     let account = whose.map_or(0, |(user, _, mechanism, _)| {
         let allowed = user.mechanisms.is_empty()

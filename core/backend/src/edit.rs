@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use zeroize::Zeroizing;
 
 use crate::prep;
@@ -25,7 +25,7 @@ mod import;
 #[cfg(test)]
 mod tests;
 
-pub use import::{Imported, Refused};
+pub use import::{Imported, Refused, fuzz_import};
 
 /// A users file that may be changed.
 pub struct UsersFile {
@@ -183,9 +183,10 @@ impl UsersFile {
         let with_cram = secrets(password, true)?;
         self.change(false, |document| {
             let at = document.find(&name)?;
-            let had_cram = document.users.named(&name).is_some_and(|user| {
-                user.secrets.iter().any(|secret| secret.scheme() == "CRAM-MD5")
-            });
+            let had_cram = document
+                .users
+                .named(&name)
+                .is_some_and(|user| user.secrets.iter().any(|secret| secret.scheme() == "CRAM-MD5"));
             let mut line = document.line(at);
             line.secrets = with_cram;
             line.secrets.truncate(if cram_md5 || had_cram { 2 } else { 1 });
@@ -252,7 +253,9 @@ impl UsersFile {
 
     /// Runs `edit` on the file's lines under the lock, and writes them if they are still a good file.
     fn change<T>(
-        &self, create: bool, edit: impl FnOnce(&mut Document) -> Result<T, EditError>,
+        &self,
+        create: bool,
+        edit: impl FnOnce(&mut Document) -> Result<T, EditError>,
     ) -> Result<T, EditError> {
         // A link to the file stays a link: what it points to is replaced.
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
@@ -261,8 +264,7 @@ impl UsersFile {
             move |error: io::Error| EditError::Io { doing, path, error }
         };
         let lock_path = beside(&path, ".lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
-        let lock = lock.map_err(failed("opening the lock", &lock_path))?;
+        let lock = open_lock(&lock_path).map_err(failed("opening the lock", &lock_path))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed("locking", &lock_path)(error.into()))?;
 
         let text = match fs::read(&path) {
@@ -373,9 +375,35 @@ fn listed(user: User) -> Listed {
     }
 }
 
+/// Opens the lock, or makes it. Root may be working in a folder that belongs to another user, so no symbolic
+/// link is followed, and only what was just made changes its owner.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    match options.clone().create_new(true).open(path) {
+        Ok(lock) => {
+            own_like(&lock, &fs::metadata(folder(path))?)?;
+            Ok(lock)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(path),
+        Err(error) => Err(error),
+    }
+}
+
+fn own_like(file: &File, model: &fs::Metadata) -> io::Result<()> {
+    let own = file.metadata()?;
+    if (model.uid(), model.gid()) != (own.uid(), own.gid()) {
+        std::os::unix::fs::fchown(file, Some(model.uid()), Some(model.gid()))?;
+    }
+    Ok(())
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Puts `text` in the place of the file, whole or not at all.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = beside(path, ".new");
     // Left behind by somebody who was killed; we hold the lock.
     match fs::remove_file(&temporary) {
@@ -384,15 +412,11 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary)?;
     let written = (|| {
-        let owner = fs::metadata(path).or_else(|_| fs::metadata(folder))?;
-        let own = file.metadata()?;
-        if (owner.uid(), owner.gid()) != (own.uid(), own.gid()) {
-            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-        }
+        own_like(&file, &fs::metadata(path).or_else(|_| fs::metadata(folder(path)))?)?;
         file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
+        File::open(folder(path))?.sync_all()
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temporary);

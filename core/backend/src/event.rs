@@ -74,7 +74,10 @@ impl fmt::Display for Event {
             Self::Loaded { path, users, aliases, ms, .. } => {
                 write!(f, "{}: {users} users and {aliases} aliases in service ({ms} ms)", path.display())
             }
-            Self::ReloadFailed(bad) => write!(f, "{bad}\nthe content read before stays in service"),
+            Self::ReloadFailed(bad) => {
+                let bad = bad.to_string().replace('\n', " | ");
+                write!(f, "{bad}; until then the content read before stays in service")
+            }
             Self::LooseMode { path, mode } => {
                 let path = path.display();
                 write!(f, "{path}: others may read it (mode {mode:03o}); remedy: chmod 600 {path}")

@@ -36,3 +36,79 @@ pub mod scheme;
 pub mod serve;
 pub mod users;
 pub mod watch;
+
+/// Fuzz entry: `octets` as every kind of text that this crate reads. Nothing may panic, and what is good must
+/// be found again.
+pub fn fuzz_texts(octets: &[u8]) {
+    let text = zeroize::Zeroizing::new(octets.to_vec());
+    if let Ok(users) = users::Users::parse("fuzz".as_ref(), text, &Default::default()) {
+        for user in users.iter() {
+            assert!(users.named(&user.name).is_some());
+            assert!(user.aliases.iter().all(|alias| users.mailbox(alias).is_some_and(|owner| owner.name == user.name)));
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(octets) {
+        let options = scheme::Options { allow_cleartext: true, ..Default::default() };
+        if let Ok(canonical) = scheme::StoredSecret::canonical(text, &options) {
+            assert!(scheme::StoredSecret::parse(&canonical, &options).is_ok());
+        }
+    }
+    let rules = prep::NameRules::default();
+    if let Some(name) = rules.name(octets) {
+        assert_eq!(rules.name(name.as_bytes()).as_ref(), Some(&name), "preparation is idempotent");
+    }
+    let _ = edit::fuzz_import(octets);
+}
+
+#[cfg(test)]
+mod tests {
+    /// A short run of the fuzz entry: pieces of good texts in any order, from a fixed seed.
+    #[test]
+    fn fuzzing_for_a_moment() {
+        let pieces: &[&[u8]] = &[
+            b"alice",
+            b"@",
+            b"demo.test",
+            b":",
+            b" ",
+            b"\n",
+            b"\\3a",
+            b"\\",
+            b",",
+            b"=",
+            b"#",
+            b"*",
+            b"aliases=",
+            b"senders=",
+            b"disabled",
+            b"size=1M",
+            b"{SSHA}M0YXe+4K7AXJbpIQR++HGoshE8JzYWx0c2FsdA==",
+            b"{PLAIN}",
+            b"{MD5}",
+            b"{CRYPT}",
+            b"$1$saltsalt$wCrc3hcrR95SV83Xh8Z.41",
+            b"SCRAM-SHA-1$4096:",
+            b"$",
+            b"\xc3\xa9",
+            b"\xff",
+            b"\0",
+            b"\r",
+            b"\t",
+            b"+",
+            b"nopassword",
+            b".b64}",
+            b"{",
+            b"}",
+            b"\xe2\x80\xa8",
+        ];
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        for _ in 0..30_000 {
+            let text: Vec<u8> = (0..next(24)).flat_map(|_| pieces[next(pieces.len())]).copied().collect();
+            super::fuzz_texts(&text);
+        }
+    }
+}

@@ -198,4 +198,14 @@ mod tests {
         assert_eq!(*enrolled("Ⅸ".as_bytes()), b"IX".to_vec());
         assert_eq!(*enrolled("🔑".as_bytes()), "🔑".as_bytes().to_vec());
     }
+
+    /// What is in the file was prepared once and is prepared again when it is read.
+    #[test]
+    fn preparation_is_idempotent() {
+        let rules = NameRules::default();
+        for c in (0x80..=0x10_ffff).filter_map(char::from_u32) {
+            let Some(once) = rules.name(format!("x{c}Y@z").as_bytes()) else { continue };
+            assert_eq!(rules.name(once.as_bytes()).as_ref(), Some(&once), "{:04x}", c as u32);
+        }
+    }
 }

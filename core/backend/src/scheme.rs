@@ -230,15 +230,45 @@ pub struct StoredSecret {
 }
 
 enum Kind {
-    Argon2 { algorithm: Algorithm, version: Version, params: Params, salt: Vec<u8>, hash: Vec<u8> },
-    Bcrypt { cost: u32, salt: [u8; 16], hash: Vec<u8> },
+    Argon2 {
+        algorithm: Algorithm,
+        version: Version,
+        params: Params,
+        salt: Vec<u8>,
+        hash: Vec<u8>,
+    },
+    Bcrypt {
+        cost: u32,
+        salt: [u8; 16],
+        hash: Vec<u8>,
+    },
     /// The whole `$5$…` or `$6$…` string; its parts were checked.
     ShaCrypt(String),
-    Md5Crypt { magic: &'static str, salt: Vec<u8>, hash: Vec<u8> },
-    Scrypt { params: scrypt::Params, salt: Vec<u8>, hash: Vec<u8> },
-    Digest { hash: Hash, digest: Vec<u8>, salt: Vec<u8> },
-    Pbkdf2 { hash: Hash, rounds: u32, salt: Vec<u8>, key: Vec<u8> },
-    Scram { hash: Hash, keys: ScramKeys },
+    Md5Crypt {
+        magic: &'static str,
+        salt: Vec<u8>,
+        hash: Vec<u8>,
+    },
+    Scrypt {
+        params: scrypt::Params,
+        salt: Vec<u8>,
+        hash: Vec<u8>,
+    },
+    Digest {
+        hash: Hash,
+        digest: Vec<u8>,
+        salt: Vec<u8>,
+    },
+    Pbkdf2 {
+        hash: Hash,
+        rounds: u32,
+        salt: Vec<u8>,
+        key: Vec<u8>,
+    },
+    Scram {
+        hash: Hash,
+        keys: ScramKeys,
+    },
     CramMd5(Zeroizing<[u8; 32]>),
     Cleartext(Secret),
 }
@@ -304,9 +334,7 @@ impl StoredSecret {
             }
             Kind::CramMd5(context) => same(&*cram_md5_context(password), &**context),
             // Digests, so that the time does not tell the length.
-            Kind::Cleartext(clear) => {
-                same(&Hash::Sha256.digest(&[password]), &Hash::Sha256.digest(&[clear.expose()]))
-            }
+            Kind::Cleartext(clear) => same(&Hash::Sha256.digest(&[password]), &Hash::Sha256.digest(&[clear.expose()])),
         }
     }
 
@@ -394,11 +422,18 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 enum Form {
     Argon2(Option<Algorithm>),
     Bcrypt,
-    ShaCrypt { prefix: &'static str, hash_characters: usize },
+    ShaCrypt {
+        prefix: &'static str,
+        hash_characters: usize,
+    },
     Md5Crypt,
     Scrypt,
     /// Digest, then salt; hexadecimal when `hex` and nothing else is said.
-    Digest { hash: Hash, salted: bool, hex: bool },
+    Digest {
+        hash: Hash,
+        salted: bool,
+        hex: bool,
+    },
     Pbkdf2(Hash),
     Scram(Hash),
     CramMd5,
@@ -529,9 +564,14 @@ fn named<'a>(name: &str, data: &'a str, options: &Options) -> Result<Resolved<'a
             (resolved.scheme, resolved.form) = (crypt.scheme, crypt.form);
         }
         Form::Crypt => {
-            return Err(BadSecret::Unsupported { scheme: "DES-CRYPT", why: "only its first eight characters would count" });
+            return Err(BadSecret::Unsupported {
+                scheme: "DES-CRYPT",
+                why: "only its first eight characters would count",
+            });
         }
-        Form::Md5 if resolved.data.starts_with("$1$") => (resolved.scheme, resolved.form) = ("MD5-CRYPT", Form::Md5Crypt),
+        Form::Md5 if resolved.data.starts_with("$1$") => {
+            (resolved.scheme, resolved.form) = ("MD5-CRYPT", Form::Md5Crypt)
+        }
         Form::Md5 => {
             let name = match options.dialect {
                 Some(Dialect::Dovecot) => "PLAIN-MD5",
@@ -615,7 +655,8 @@ impl Resolved<'_> {
                 if parts.next().is_some() || !(8..=64).contains(&salt.len()) || !(12..=64).contains(&hash.len()) {
                     return Err(bad("salt or hash has an impossible length"));
                 }
-                let params = Params::new(memory, passes, lanes, Some(hash.len())).map_err(|_| bad("impossible parameters"))?;
+                let params =
+                    Params::new(memory, passes, lanes, Some(hash.len())).map_err(|_| bad("impossible parameters"))?;
                 Kind::Argon2 { algorithm, version, params, salt, hash }
             }
             Form::Bcrypt => {
@@ -671,7 +712,7 @@ impl Resolved<'_> {
                         _ => return Err(bad("unknown parameter")),
                     }
                 }
-                bounded("scrypt memory", 128 * u64::from(r) << log_n, 0, SCRYPT_OCTETS_MAX)?;
+                bounded("scrypt memory", (128 * u64::from(r)) << log_n, 0, SCRYPT_OCTETS_MAX)?;
                 let params = scrypt::Params::new(log_n as u8, r, p).map_err(|_| bad("impossible parameters"))?;
                 let salt = part(&mut parts, scheme, "salt")?;
                 let hash = part(&mut parts, scheme, "hash")?;
@@ -721,7 +762,8 @@ impl Resolved<'_> {
             },
             Form::Scram(hash) => {
                 let mut parts = data.split(',');
-                let iterations = number(parts.next().unwrap_or_default()).ok_or(bad("not iterations,salt,stored,server"))?;
+                let iterations =
+                    number(parts.next().unwrap_or_default()).ok_or(bad("not iterations,salt,stored,server"))?;
                 let iterations = bounded("SCRAM iterations", iterations, SCRAM_ITERATIONS_MIN, ROUNDS_MAX)?;
                 let salt = part(&mut parts, scheme, "salt")?;
                 let stored_key = Zeroizing::new(part(&mut parts, scheme, "StoredKey")?);
@@ -768,13 +810,18 @@ fn bounded(what: &'static str, found: u64, min: u64, max: u64) -> Result<u32, Ba
 
 /// The next part of a PHC-like string, base64 of any dialect.
 fn part<'a>(
-    parts: &mut impl Iterator<Item = &'a str>, scheme: &'static str, what: &'static str,
+    parts: &mut impl Iterator<Item = &'a str>,
+    scheme: &'static str,
+    what: &'static str,
 ) -> Result<Vec<u8>, BadSecret> {
-    parts.next().and_then(|part| decode(part, Encoding::Base64)).ok_or(malformed(scheme, match what {
-        "salt" => "the salt is missing or damaged",
-        "hash" => "the hash is missing or damaged",
-        _ => "a key is missing or damaged",
-    }))
+    parts.next().and_then(|part| decode(part, Encoding::Base64)).ok_or(malformed(
+        scheme,
+        match what {
+            "salt" => "the salt is missing or damaged",
+            "hash" => "the hash is missing or damaged",
+            _ => "a key is missing or damaged",
+        },
+    ))
 }
 
 fn decode(text: &str, encoding: Encoding) -> Option<Vec<u8>> {

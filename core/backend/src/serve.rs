@@ -203,7 +203,9 @@ impl Service {
 
     /// Serves until `on` breaks. `on` hears of everything that comes over `control`.
     pub fn run(
-        &mut self, control: Link, mut on: impl FnMut(Control<'_>, &mut Service) -> ControlFlow<()>,
+        &mut self,
+        control: Link,
+        mut on: impl FnMut(Control<'_>, &mut Service) -> ControlFlow<()>,
     ) -> io::Result<()> {
         let mut packet = Vec::new();
         let mut tick = Instant::now() + TICK;
@@ -282,7 +284,11 @@ impl Service {
 impl Peer {
     /// One turn of one link. `Err`: the link is over, and why, if its peer did not simply close it.
     fn serve(
-        &mut self, directory: &Directory, pool: &mut Pool, counts: &mut Counts, packet: &mut Vec<u8>,
+        &mut self,
+        directory: &Directory,
+        pool: &mut Pool,
+        counts: &mut Counts,
+        packet: &mut Vec<u8>,
     ) -> Result<(), Option<io::Error>> {
         for _ in 0..PACKETS_PER_TURN {
             // Before reading on, so that a peer that does not take answers stops being read.

@@ -201,11 +201,14 @@ impl Users {
                 Ok(None) => {}
                 Err(fault) => faults.push((number, fault)),
                 Ok(Some(user)) => match users.named(&user.name) {
-                    Some(_) => faults.push((number, Fault {
-                        column: 1,
-                        cause: format!("user '{}' for the second time", user.name),
-                        remedy: "merge the two lines".to_owned(),
-                    })),
+                    Some(_) => faults.push((
+                        number,
+                        Fault {
+                            column: 1,
+                            cause: format!("user '{}' for the second time", user.name),
+                            remedy: "merge the two lines".to_owned(),
+                        },
+                    )),
                     None => {
                         if !user.aliases.is_empty() {
                             with_aliases.push((number, at));
@@ -228,11 +231,14 @@ impl Users {
                     None => users.aliased(alias).map(|owner| owner.name),
                 };
                 match owner {
-                    Some(owner) => faults.push((number, Fault {
-                        column: 1,
-                        cause: format!("alias '{alias}' already belongs to '{owner}'"),
-                        remedy: "remove it from one of the two".to_owned(),
-                    })),
+                    Some(owner) => faults.push((
+                        number,
+                        Fault {
+                            column: 1,
+                            cause: format!("alias '{alias}' already belongs to '{owner}'"),
+                            remedy: "remove it from one of the two".to_owned(),
+                        },
+                    )),
                     None => {
                         users.insert(Key::Alias(alias), at);
                         users.aliases += 1;
@@ -244,11 +250,14 @@ impl Users {
             && users.user(postmaster).is_none()
             && users.count > 0
         {
-            faults.push((1, Fault {
-                column: 1,
-                cause: format!("no user '{postmaster}', whom the configuration names as postmaster"),
-                remedy: "add that user, or name another one".to_owned(),
-            }));
+            faults.push((
+                1,
+                Fault {
+                    column: 1,
+                    cause: format!("no user '{postmaster}', whom the configuration names as postmaster"),
+                    remedy: "add that user, or name another one".to_owned(),
+                },
+            ));
         }
         if faults.is_empty() {
             return Ok(users);

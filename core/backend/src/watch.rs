@@ -65,6 +65,8 @@ impl Watch {
         let stamp = match self.stamp() {
             Ok(stamp) => stamp,
             Err(error) => {
+                // What comes next is a new file, even if it gets the old one's inode number.
+                self.seen = None;
                 self.complain(BadUsers { path: self.path.clone(), why: WhyBad::Io(error) });
                 return Found::Refused;
             }

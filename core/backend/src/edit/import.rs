@@ -9,8 +9,8 @@ use zeroize::Zeroizing;
 
 use super::{Document, EditError, Line, UsersFile};
 use crate::scheme::StoredSecret;
-use crate::users::line::{self, escape, secrets_end};
 use crate::users::Options;
+use crate::users::line::{self, escape, secrets_end};
 
 /// Aliases of aliases that are followed.
 const HOPS_MAX: usize = 16;
@@ -61,7 +61,9 @@ impl UsersFile {
             let at = positions(document);
             for (number, new) in wanted {
                 let Some(&at) = at.get(&new.name) else {
-                    if let Some(owner) = document.users.mailbox(&new.name).filter(|user| user.aliases.contains(&new.name)) {
+                    if let Some(owner) =
+                        document.users.mailbox(&new.name).filter(|user| user.aliases.contains(&new.name))
+                    {
                         let cause = format!("'{}' is an alias of '{}' here", new.name, owner.name);
                         imported.refused.push(Refused { line: number, cause });
                         continue;
@@ -196,8 +198,7 @@ fn passwd_line(line: &[u8], options: &Options) -> Result<Option<Line>, String> {
     if secret.is_empty() || secret.starts_with(['!', '*']) {
         return Err("the account has no password, or is locked".to_owned());
     }
-    let secret = StoredSecret::canonical(secret, &options.secrets)
-        .map_err(|bad| format!("{bad}; {}", bad.remedy()))?;
+    let secret = StoredSecret::canonical(secret, &options.secrets).map_err(|bad| format!("{bad}; {}", bad.remedy()))?;
     Ok(Some(Line { name, secrets: vec![Zeroizing::new(secret)], fields: fields.to_owned() }))
 }
 
@@ -240,4 +241,13 @@ fn virtual_entry(entry: &str, options: &Options) -> Result<Option<(String, Strin
     }
     let target = options.names.name(target.as_bytes()).ok_or_else(|| format!("{target:?} is no address"))?;
     Ok(Some((alias, target)))
+}
+
+/// Fuzz entry: both kinds of import, without a file. The lines that [`UsersFile::import`] would refuse.
+pub fn fuzz_import(text: &[u8]) -> Vec<usize> {
+    let options = Options::default();
+    for (_, entry) in entries(text) {
+        let _ = virtual_entry(&entry, &options);
+    }
+    numbered(text).filter(|(_, line)| passwd_line(line, &options).is_err()).map(|(number, _)| number).collect()
 }

@@ -45,10 +45,11 @@ pub fn columns(line: &[u8]) -> Result<Option<Columns<'_>>, Fault> {
     if line.len() > LINE_OCTETS_MAX {
         return Err(Fault::new(LINE_OCTETS_MAX, "the line is longer than 65,536 octets", "shorten it"));
     }
-    let line = std::str::from_utf8(line).map_err(|error| {
-        Fault::new(error.valid_up_to(), "an octet that is not UTF-8", "save the file as UTF-8")
-    })?;
+    let line = std::str::from_utf8(line)
+        .map_err(|error| Fault::new(error.valid_up_to(), "an octet that is not UTF-8", "save the file as UTF-8"))?;
     let line = line.strip_suffix('\r').unwrap_or(line);
+    // Some editors begin a file with a byte order mark.
+    let line = line.strip_prefix('\u{feff}').unwrap_or(line);
     if line.trim_ascii().is_empty() || line.starts_with('#') {
         return Ok(None);
     }
@@ -133,7 +134,8 @@ fn field(user: &mut User, at: usize, word: &str, options: &Options) -> Result<()
                 user.disabled = true;
                 Ok(())
             }
-            _ => Err(Fault::new(at, format!("unknown field '{word}'"), FIELDS)),
+            // Not repeated: somebody may have put a password here.
+            _ => Err(Fault::new(at, "a field that is neither key=value nor 'disabled'", FIELDS)),
         };
     };
     let value_at = at + key.len() + 1;
@@ -182,7 +184,7 @@ fn list<T>(at: usize, value: &str, read: impl Fn(&str) -> Option<T>) -> Result<V
 pub fn address(raw: &str, options: &Options) -> Option<String> {
     match raw.strip_prefix('@') {
         Some(domain) => options.names.domain(domain).map(|domain| format!("@{domain}")),
-        None => options.names.address(raw).filter(|address| address.contains('@')),
+        None => options.names.address(raw).filter(|address| address.contains('@') && raw != "*"),
     }
 }
 
@@ -204,7 +206,8 @@ fn unescape(at: usize, text: &str) -> Result<Cow<'_, str>, Fault> {
     if !text.contains('\\') {
         return Ok(Cow::Borrowed(text));
     }
-    let bad = |offset: usize| Fault::new(at + offset, r"'\' without two hexadecimal digits", r"write \5c for a backslash");
+    let bad =
+        |offset: usize| Fault::new(at + offset, r"'\' without two hexadecimal digits", r"write \5c for a backslash");
     let mut octets = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&octet, after)) = rest.split_first() {
