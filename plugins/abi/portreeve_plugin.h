@@ -223,6 +223,7 @@ typedef struct prv_mech {
   uint32_t  state_size, state_align;       /* host places it; zeroed before START                               */
   uint32_t  max_message, max_output, max_steps;
   /* Once per listener and reload, before any exchange. 0 and *conf, or another value and a message in err.     */
+  /* NULL: the mechanism has no settings, conf is NULL.                                                         */
   int32_t (*configure)(void *plugin, const prv_config *config, void **conf, char *err, size_t errcap);
   void    (*release)(void *plugin, void *conf);          /* after the last exchange with it; NULL: nothing to do */
   void    (*step)(const void *conf, void *state, const prv_in *in, prv_out *out);

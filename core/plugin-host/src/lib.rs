@@ -1,1 +1,51 @@
-//! plugin-host
+//! Takes mechanism libraries into service: finds them, vets them without running them, loads a sealed copy
+//! with libloading, shakes hands over the C ABI, and adapts each mechanism to [`sasl::Mechanism`].
+//!
+//! ```text
+//! supervisor   resolve(id) → file → vet: owners, pin, ELF note → sealed memfd ──┐ over link
+//! worker                                            Registry::load(id, fd) ←────┘
+//!                                                   Registry::mechanism(name, settings) → Arc<dyn Mechanism>
+//! ```
+//!
+//! The supervisor executes nothing of a plugin; the worker opens no file. A library is never unmapped. What a
+//! mechanism answers is numbers and offsets until `adapter` has checked them: an unknown action, an offset out
+//! of bounds, an effect that was not declared or an identity that it asserts itself becomes an internal failure
+//! of that exchange. Mechanisms that compute for long (OFFLOAD) or prove identities themselves are refused
+//! here: they need a process of their own.
+//!
+//! ```
+//! use plugin_host::{Demands, Registry, resolve, vet};
+//! use sasl::MechanismName;
+//!
+//! # fn main() -> Result<(), plugin_host::LoadError> {
+//! # let target = std::env::current_exe().unwrap(); // beside the test programs lie the bundled libraries
+//! # let directory = target.ancestors().find(|up| up.join("deps").is_dir());
+//! # let Some(plugins) = directory.map(|up| up.join("deps")) else { return Ok(()) };
+//! # if !plugins.join("libportreeve_standard.so").exists() { return Ok(()) }
+//! let found = resolve("standard", &[plugins])?;
+//! let vetted = vet(&found.path, &Demands { ownership: found.ownership(), sha256: None })?;
+//!
+//! let mut registry = Registry::new();
+//! registry.load("standard", vetted.fd, &vetted.path)?;
+//! let plain = registry.mechanism(&MechanismName::parse(b"PLAIN").unwrap(), "")?;
+//! assert_eq!(plain.traits().state_octets, 0);
+//! # Ok(())
+//! # }
+//! ```
+#![deny(unsafe_code)] // ffi.rs is the exception
+
+mod adapter;
+mod error;
+#[allow(unsafe_code, reason = "the foreign edge: the only file of this crate with unsafe code")]
+mod ffi;
+mod note;
+mod registry;
+mod resolve;
+mod vet;
+
+pub use error::LoadError;
+pub use ffi::LogLine;
+pub use note::{Note, PanicStrategy};
+pub use registry::{Listed, ListedMechanism, Registry};
+pub use resolve::{Found, resolve};
+pub use vet::{Demands, Inspection, Ownership, Vetted, inspect, parse_sha256, vet};

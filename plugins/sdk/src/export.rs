@@ -174,7 +174,7 @@ pub const fn note_octets(about: About, metas: &[Meta]) -> usize {
 /// Writes the note's JSON as far as there is room; returns how long it is.
 const fn write_note(to: &mut [u8], about: About, metas: &[Meta]) -> usize {
     let mut at = put(to, 0, b"{\"abi\":\"1.0\",\"id\":\"");
-    assert!(abi::ABI_MAJOR == 1 && abi::ABI_MINOR == 0, "the note says which ABI this is");
+    const { assert!(abi::ABI_MAJOR == 1 && abi::ABI_MINOR == 0, "the note says which ABI this is") };
     at = put(to, at, plain(about.id.as_bytes()));
     at = put(to, at, b"\",\"version\":\"");
     at = put(to, at, plain(about.version.as_bytes()));

@@ -1,0 +1,230 @@
+//! The libraries of one process, and the mechanisms made from them.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use portreeve_plugin_abi::{action, kv, mech_flag};
+use sasl::{Mechanism, MechanismName, Traits};
+use serde_json::Value;
+
+use crate::adapter::Inline;
+use crate::ffi::{self, Bound, Library, LogLine, OpenError};
+use crate::note::{self, Note, PanicStrategy};
+use crate::{LoadError, resolve};
+
+/// The loaded libraries. Mechanisms made from it outlive it; a library is told goodbye when the last of both
+/// is gone, and stays mapped.
+#[derive(Default)]
+pub struct Registry {
+    loaded: Vec<Loaded>,
+}
+
+struct Loaded {
+    library: Arc<Library>,
+    origin: PathBuf,
+}
+
+/// A loaded library, for people.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Its version.
+    pub version: String,
+    /// How it was built.
+    pub build: String,
+    /// The file that it was copied from.
+    pub origin: PathBuf,
+    /// What it offers.
+    pub mechanisms: Vec<ListedMechanism>,
+}
+
+/// A mechanism of a loaded library.
+#[derive(Clone, Debug)]
+pub struct ListedMechanism {
+    /// Its name.
+    pub name: MechanismName,
+    /// What it declares.
+    pub traits: Traits,
+    /// JSON Schema of its settings.
+    pub settings_schema: Option<String>,
+}
+
+impl Registry {
+    /// Without any library.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a library into this process. `fd` is the sealed copy that [`vet`](crate::vet) made, here or in
+    /// the supervisor; `origin` is the file that it was made from, for messages.
+    pub fn load(&mut self, id: &str, fd: OwnedFd, origin: &Path) -> Result<(), LoadError> {
+        if !resolve::is_id(id) {
+            return Err(LoadError::BadId { id: id.to_owned() });
+        }
+        if self.loaded.iter().any(|loaded| loaded.library.id == id) {
+            return Err(LoadError::DuplicateId { id: id.to_owned() });
+        }
+        let at = || origin.to_owned();
+        let file = link::sealed::read(fd.as_fd()).map_err(|error| LoadError::Unsealed { origin: at(), error })?;
+        let note = note::read(&file, origin)?.note;
+        drop(file);
+        // All that can be known before its code runs.
+        if note.panic == PanicStrategy::Abort {
+            return Err(LoadError::Aborts { path: at() });
+        }
+        if note.id != id {
+            let cause = format!("it is the plugin {:?}, not {id:?}", note.id);
+            return Err(LoadError::Handshake { origin: at(), cause });
+        }
+        for name in note.mechanisms.keys() {
+            if let Some((first, _)) = self.find(name) {
+                let (first, second) = (first.origin.clone(), at());
+                return Err(LoadError::DuplicateName { name: *name, first, second });
+            }
+        }
+        let library = Library::open(fd).map_err(|error| match error {
+            OpenError::Linker(cause) => LoadError::Open { origin: at(), cause },
+            OpenError::Refused(message) => LoadError::Refused { origin: at(), message },
+            OpenError::Handshake(cause) => LoadError::Handshake { origin: at(), cause },
+        })?;
+        compare(&note, &library).map_err(|cause| LoadError::Handshake { origin: at(), cause })?;
+        self.loaded.push(Loaded { library: Arc::new(library), origin: at() });
+        Ok(())
+    }
+
+    /// A mechanism with its settings, a JSON object (empty text: none). Each listener may have its own.
+    pub fn mechanism(&self, name: &MechanismName, settings: &str) -> Result<Arc<dyn Mechanism>, LoadError> {
+        let Some((loaded, index)) = self.find(name) else {
+            let known = self.loaded.iter().flat_map(|loaded| loaded.library.mechanisms.iter().map(|m| m.name));
+            return Err(LoadError::UnknownMechanism { name: *name, known: known.collect() });
+        };
+        let Some(declared) = loaded.library.mechanisms.get(index) else {
+            return Err(LoadError::UnknownMechanism { name: *name, known: vec![] });
+        };
+        let cause = if declared.flags & (mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD) != 0 {
+            Some("computes too much for an event loop (OFFLOAD)")
+        } else if declared.flags & mech_flag::SELF_ASSERTS != 0 {
+            Some("proves identities itself (SELF_ASSERTS)")
+        } else if declared.needs & !ffi::EFFECTS != 0 {
+            Some("needs an effect of a later ABI minor")
+        } else {
+            None
+        };
+        if let Some(cause) = cause {
+            return Err(LoadError::NotInline { name: *name, origin: loaded.origin.clone(), cause });
+        }
+        let wrong = |cause| LoadError::Settings { name: *name, origin: loaded.origin.clone(), cause };
+        let (json, entries) = flatten(settings).map_err(wrong)?;
+        let bound = Bound::new(&loaded.library, index, &json, &entries).map_err(wrong)?;
+        Ok(Inline::new(*name, declared.traits.clone(), bound))
+    }
+
+    /// What is loaded.
+    pub fn list(&self) -> Vec<Listed> {
+        let listed = |loaded: &Loaded| Listed {
+            id: loaded.library.id.clone(),
+            version: loaded.library.version.clone(),
+            build: loaded.library.build.clone(),
+            origin: loaded.origin.clone(),
+            mechanisms: (loaded.library.mechanisms.iter())
+                .map(|declared| ListedMechanism {
+                    name: declared.name,
+                    traits: declared.traits.clone(),
+                    settings_schema: declared.schema.clone(),
+                })
+                .collect(),
+        };
+        self.loaded.iter().map(listed).collect()
+    }
+
+    /// What the libraries logged since the last call, each with its id.
+    pub fn take_log(&self) -> Vec<(String, LogLine)> {
+        let lines = |loaded: &Loaded| {
+            let id = loaded.library.id.clone();
+            loaded.library.take_log().into_iter().map(move |line| (id.clone(), line)).collect::<Vec<_>>()
+        };
+        self.loaded.iter().flat_map(lines).collect()
+    }
+
+    fn find(&self, name: &MechanismName) -> Option<(&Loaded, usize)> {
+        self.loaded.iter().find_map(|loaded| {
+            let index = loaded.library.mechanisms.iter().position(|declared| declared.name == *name)?;
+            Some((loaded, index))
+        })
+    }
+}
+
+/// A library must be what its note said: operators and `plugin inspect` decided by the note.
+fn compare(note: &Note, library: &Library) -> Result<(), String> {
+    if note.id != library.id {
+        return Err(format!("its note has the id {:?}, its descriptor {:?}", note.id, library.id));
+    }
+    if note.version != library.version {
+        return Err(format!("its note has the version {:?}, its descriptor {:?}", note.version, library.version));
+    }
+    let offered: BTreeSet<_> = library.mechanisms.iter().map(|declared| declared.name).collect();
+    if !note.mechanisms.keys().eq(&offered) {
+        return Err("its note and its descriptor list different mechanisms".into());
+    }
+    for declared in &library.mechanisms {
+        let noted = note.mechanisms.get(&declared.name).into_iter().flatten();
+        let known = |name: &String| action::EFFECTS.iter().find(|(known, _)| known == name);
+        let bits = noted.filter_map(known).fold(0, |bits, (_, number)| bits | action::need(*number));
+        if bits != declared.needs & ffi::EFFECTS {
+            return Err(format!("its note and its descriptor differ about what {} needs", declared.name));
+        }
+    }
+    Ok(())
+}
+
+/// Settings as canonical JSON, and the same as key, text and type.
+fn flatten(settings: &str) -> Result<(String, Vec<(String, String, u32)>), String> {
+    let settings = if settings.trim().is_empty() { "{}" } else { settings };
+    let value: Value = serde_json::from_str(settings).map_err(|error| format!("its settings are not JSON: {error}"))?;
+    if !value.is_object() {
+        return Err("its settings are no table".into());
+    }
+    let mut entries = Vec::new();
+    flatten_into(&value, String::new(), &mut entries);
+    Ok((value.to_string(), entries))
+}
+
+fn flatten_into(value: &Value, key: String, entries: &mut Vec<(String, String, u32)>) {
+    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        Value::Object(table) => table.iter().for_each(|(name, value)| flatten_into(value, below(name), entries)),
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(at, value)| flatten_into(value, below(&at.to_string()), entries));
+        }
+        Value::String(text) => entries.push((key, text.clone(), kv::TEXT)),
+        Value::Number(number) => entries.push((key, number.to_string(), kv::NUMBER)),
+        Value::Bool(on) => entries.push((key, on.to_string(), kv::BOOL)),
+        Value::Null => entries.push((key, String::new(), kv::NULL)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_flattened() {
+        let (json, entries) = flatten(r#"{ "b": {"y": [1, true]}, "a": "x", "n": null }"#).unwrap();
+        assert_eq!(json, r#"{"a":"x","b":{"y":[1,true]},"n":null}"#);
+        let text = |key: &str, value: &str, kind| (key.to_owned(), value.to_owned(), kind);
+        assert_eq!(
+            entries,
+            [
+                text("a", "x", kv::TEXT),
+                text("b.y.0", "1", kv::NUMBER),
+                text("b.y.1", "true", kv::BOOL),
+                text("n", "", kv::NULL)
+            ]
+        );
+        assert_eq!(flatten("").unwrap(), ("{}".into(), vec![]));
+        assert!(flatten("[]").is_err() && flatten("{").is_err());
+    }
+}
