@@ -1,7 +1,5 @@
 //! A loaded mechanism as `sasl::Mechanism`: everything that it says is checked here before it counts.
 
-use std::sync::Arc;
-
 use portreeve_plugin_abi::{self as abi, action, out_flag, region};
 use sasl::{
     ChannelBinding, Effect, Event, FailureClass, Input, KeyKind, Mechanism, MechanismName, Proof, State, Step, Traits,
@@ -23,10 +21,10 @@ pub(crate) struct Inline {
 const BEGUN: u8 = 0xb1;
 
 impl Inline {
-    pub fn new(name: MechanismName, mut traits: Traits, bound: Bound) -> Arc<dyn Mechanism> {
+    pub fn new(name: MechanismName, mut traits: Traits, bound: Bound) -> Self {
         let marker = (bound.state_octets() > 0 || bound.drops_state()).then_some(bound.state_octets());
         traits.state_octets = marker.map_or(0, |at| at + 1);
-        Arc::new(Self { name, traits, bound, marker })
+        Self { name, traits, bound, marker }
     }
 
     /// What the mechanism declared not to want: it never sees it.

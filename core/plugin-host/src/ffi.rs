@@ -152,7 +152,10 @@ unsafe fn describe(at: *const abi::Plugin, log: &'static LogSink) -> Result<Libr
         return Err(format!("its descriptor has ABI major {}, this host speaks {}", plugin.abi_major, abi::ABI_MAJOR));
     }
     // SAFETY: the library's strings are static and end with NUL; at most so many octets are looked at.
-    let text = |at, what| unsafe { text(at, TEXT_OCTETS_MAX) }.ok_or_else(|| format!("its {what} is no short text"));
+    let text = |at, what| match unsafe { text(at, TEXT_OCTETS_MAX) } {
+        Some(text) if !text.contains('\n') => Ok(text),
+        _ => Err(format!("its {what} is no short text")),
+    };
     let (id, version, build) = (text(plugin.id, "id")?, text(plugin.version, "version")?, text(plugin.build, "build")?);
 
     let (count, stride) = (plugin.mech_count, plugin.mech_stride as usize);
@@ -320,6 +323,9 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 
 // ---------------------------------------------------------------- a configured mechanism
 
+/// One setting: key, value, and its type as `prv_kv` numbers it.
+pub(crate) type Entry = (String, String, u32);
+
 /// A mechanism with its settings, ready for exchanges.
 pub(crate) struct Bound {
     library: Arc<Library>,
@@ -334,13 +340,8 @@ unsafe impl Send for Bound {}
 unsafe impl Sync for Bound {}
 
 impl Bound {
-    /// Configures one mechanism; the error is in the library's words. `entries` are key, value, type.
-    pub fn new(
-        library: &Arc<Library>,
-        index: usize,
-        json: &str,
-        entries: &[(String, String, u32)],
-    ) -> Result<Bound, String> {
+    /// Configures one mechanism; the error is in the library's words.
+    pub fn new(library: &Arc<Library>, index: usize, json: &str, entries: &[Entry]) -> Result<Bound, String> {
         let declared = library.mechanisms.get(index).ok_or("no such mechanism")?;
         let mech = declared.mech;
         let step = mech.step.ok_or("it has no step")?;

@@ -13,21 +13,17 @@
 //! of that exchange. Mechanisms that compute for long (OFFLOAD) or prove identities themselves are refused
 //! here: they need a process of their own.
 //!
-//! ```
+//! ```no_run
 //! use plugin_host::{Demands, Registry, resolve, vet};
 //! use sasl::MechanismName;
 //!
 //! # fn main() -> Result<(), plugin_host::LoadError> {
-//! # let target = std::env::current_exe().unwrap(); // beside the test programs lie the bundled libraries
-//! # let directory = target.ancestors().find(|up| up.join("deps").is_dir());
-//! # let Some(plugins) = directory.map(|up| up.join("deps")) else { return Ok(()) };
-//! # if !plugins.join("libportreeve_standard.so").exists() { return Ok(()) }
-//! let found = resolve("standard", &[plugins])?;
+//! let found = resolve("standard", &[])?; // or in the directories of plugins.path first
 //! let vetted = vet(&found.path, &Demands { ownership: found.ownership(), sha256: None })?;
 //!
 //! let mut registry = Registry::new();
 //! registry.load("standard", vetted.fd, &vetted.path)?;
-//! let plain = registry.mechanism(&MechanismName::parse(b"PLAIN").unwrap(), "")?;
+//! let plain = registry.mechanism(&MechanismName::parse(b"PLAIN").expect("a name"), "")?;
 //! assert_eq!(plain.traits().state_octets, 0);
 //! # Ok(())
 //! # }

@@ -10,7 +10,7 @@ use sasl::{Mechanism, MechanismName, Traits};
 use serde_json::Value;
 
 use crate::adapter::Inline;
-use crate::ffi::{self, Bound, Library, LogLine, OpenError};
+use crate::ffi::{self, Bound, Entry, Library, LogLine, OpenError};
 use crate::note::{self, Note, PanicStrategy};
 use crate::{LoadError, resolve};
 
@@ -119,7 +119,7 @@ impl Registry {
         let wrong = |cause| LoadError::Settings { name: *name, origin: loaded.origin.clone(), cause };
         let (json, entries) = flatten(settings).map_err(wrong)?;
         let bound = Bound::new(&loaded.library, index, &json, &entries).map_err(wrong)?;
-        Ok(Inline::new(*name, declared.traits.clone(), bound))
+        Ok(Arc::new(Inline::new(*name, declared.traits.clone(), bound)))
     }
 
     /// What is loaded.
@@ -181,7 +181,7 @@ fn compare(note: &Note, library: &Library) -> Result<(), String> {
 }
 
 /// Settings as canonical JSON, and the same as key, text and type.
-fn flatten(settings: &str) -> Result<(String, Vec<(String, String, u32)>), String> {
+fn flatten(settings: &str) -> Result<(String, Vec<Entry>), String> {
     let settings = if settings.trim().is_empty() { "{}" } else { settings };
     let value: Value = serde_json::from_str(settings).map_err(|error| format!("its settings are not JSON: {error}"))?;
     if !value.is_object() {
@@ -192,7 +192,7 @@ fn flatten(settings: &str) -> Result<(String, Vec<(String, String, u32)>), Strin
     Ok((value.to_string(), entries))
 }
 
-fn flatten_into(value: &Value, key: String, entries: &mut Vec<(String, String, u32)>) {
+fn flatten_into(value: &Value, key: String, entries: &mut Vec<Entry>) {
     let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match value {
         Value::Object(table) => table.iter().for_each(|(name, value)| flatten_into(value, below(name), entries)),

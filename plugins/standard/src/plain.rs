@@ -72,7 +72,7 @@ mod tests {
         for (message, authzid, authcid, password) in [
             (&b"\0tim\0tanstaaftanstaaf"[..], &b""[..], &b"tim"[..], &b"tanstaaftanstaaf"[..]),
             (b"Ursel\0Kurt\0xipj3plmq", b"Ursel", b"Kurt", b"xipj3plmq"),
-            (b"test\0test\01234", b"test", b"test", b"1234"),
+            (b"test\0test\x001234", b"test", b"test", b"1234"),
             (b"\0 tim \0 ", b"", b" tim ", b" "),
         ] {
             let expected = Answer::Effect {

@@ -76,7 +76,7 @@ fn what_is_no_plugin() {
     std::fs::write(&text, "hello").unwrap();
     let program = std::env::current_exe().unwrap();
     for path in [&text, &program, folder.path()] {
-        let error = inspect(path.as_ref()).unwrap_err();
+        let error = inspect(path).unwrap_err();
         assert!(matches!(error, LoadError::NotAPlugin { .. }), "{error}");
     }
     assert!(matches!(inspect(&folder.path().join("absent")), Err(LoadError::Unreadable { .. })));

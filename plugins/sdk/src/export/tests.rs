@@ -133,31 +133,6 @@ fn each_status_has_its_class() {
 }
 
 #[test]
-fn settings_and_errors_cross_the_border() {
-    let json = b"{\"a\":1}";
-    let kv = [abi::Kv { key: abi::Bytes::of(b"a"), value: abi::Bytes::of(b"1"), r#type: abi::kv::NUMBER, reserved: 0 }];
-    let config = abi::Config {
-        size: size_of::<abi::Config>() as u32,
-        kv_count: 1,
-        kv_stride: size_of::<abi::Kv>() as u32,
-        reserved: 0,
-        json: abi::Bytes::of(json),
-        kv: kv.as_ptr(),
-    };
-    let mut conf = ptr::null_mut();
-    let mut err = [0u8; 24];
-    // SAFETY: all arguments outlive the call, `err` has the length that is said.
-    let code = unsafe { configure::<Probe>(ptr::null_mut(), &config, &mut conf, err.as_mut_ptr().cast(), err.len()) };
-    let text = CStr::from_bytes_until_nul(&err).unwrap().to_str().unwrap();
-    assert_eq!((code, text), (-1, "unknown setting `a`: th"), "cut, and ended with NUL");
-    // SAFETY: as above; null means no settings.
-    let code = unsafe { configure::<Probe>(ptr::null_mut(), ptr::null(), &mut conf, ptr::null_mut(), 0) };
-    assert_eq!(code, 0);
-    // SAFETY: made by the line above.
-    unsafe { release::<Probe>(ptr::null_mut(), conf) };
-}
-
-#[test]
 fn the_note_is_json_with_the_facts() {
     const ABOUT: About = About { id: "probe", version: "1.2.3", panic: "unwind" };
     const METAS: &[Meta] = &[Probe::META, Meta { name: c"B", needs: &[], ..Meta::NONE }];
