@@ -221,7 +221,12 @@ impl Session {
             let rest = input.get(used..).unwrap_or_default();
             match &self.state {
                 State::Closed => return (input.len(), Next::Close),
-                State::StartTls => return (input.len(), Next::StartTls),
+                State::StartTls => {
+                    if !rest.is_empty() {
+                        cx.host.note(Note::StarttlsTrailing { octets: rest.len() });
+                    }
+                    return (input.len(), Next::StartTls);
+                }
                 State::Asking(..) => return (used, Next::Pending),
                 State::Auth(exchange) if exchange.is_pending() => return (used, Next::Pending),
                 _ if cx.out.len() >= OUT_OCTETS_MAX => return (used, Next::OutFull),
