@@ -16,5 +16,8 @@ mod watch;
 mod wheel;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 pub use setup::{Bounds, Deadlines, Notice, Port, Setup, Socket};
 pub use worker::{Handle, StartError, Stats, Worker};

@@ -218,7 +218,8 @@ mod tests {
                             let next = wheel.next().expect("something is armed");
                             assert!(next <= earliest.max(now + 1), "seed {seed}: would sleep past {earliest}");
                         }
-                        now += 1 + random.below([2, 100, 6_000][random.below(3) as usize]) as Tick;
+                        let step = [2, 100, 6_000][random.below(3) as usize];
+                        now += 1 + random.below(step) as Tick;
                         let mut due = Vec::new();
                         wheel.advance(&mut slab, now, &mut due);
                         let mut fired: Vec<_> = due.iter().map(|&index| slab.token_at(index).unwrap()).collect();
