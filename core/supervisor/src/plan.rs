@@ -1,0 +1,148 @@
+//! What the program tells the supervisor.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use link::ids::Ids;
+use telemetry::Event;
+
+use crate::sockets::Bound;
+
+/// What to run. A reload brings a new one.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The resolved configuration as JSON; every child gets it.
+    pub configuration: Vec<u8>,
+    /// Where clients come in.
+    pub listeners: Vec<Listener>,
+    /// Vetted mechanism libraries, for workers.
+    pub plugins: Vec<Plugin>,
+    /// Certificates and keys in the program's own form, for workers.
+    pub certificates: Vec<u8>,
+    /// Session-ticket keys, newest first, for workers.
+    pub ticket_keys: Vec<u8>,
+    /// What the nodes of a fleet share, for everybody but control. Processes that a reload leaves running keep
+    /// the old ones.
+    pub secrets: Vec<u8>,
+    /// Worker processes.
+    pub workers: usize,
+    /// Event loops in each.
+    pub shards: usize,
+    /// A draining worker closes idle sessions after so long …
+    pub drain_seconds: u32,
+    /// … and is stopped after so long.
+    pub drain_seconds_max: u32,
+}
+
+/// A listening address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Port 0: the system chooses one, and it stays the same as long as the supervisor lives.
+    pub address: SocketAddr,
+}
+
+/// A mechanism library that was found good.
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    /// Its id in the configuration.
+    pub id: String,
+    /// Where it came from.
+    pub origin: String,
+    /// Its content, a sealed memfd ([`link::sealed`]): what was vetted is what is loaded.
+    pub library: Arc<OwnedFd>,
+}
+
+impl Plugin {
+    fn same(&self, other: &Plugin) -> bool {
+        let content = |plugin: &Plugin| link::sealed::read(plugin.library.as_fd()).ok();
+        self.id == other.id && self.origin == other.origin && content(self) == content(other)
+    }
+}
+
+impl Plan {
+    /// Whether `next` differs only in what workers can exchange while they run.
+    pub(crate) fn differs_in_certificates_only(&self, next: &Plan) -> bool {
+        self.certificates != next.certificates
+            && self.configuration == next.configuration
+            && self.listeners == next.listeners
+            && self.secrets == next.secrets
+            && (self.workers, self.shards) == (next.workers, next.shards)
+            && self.plugins.len() == next.plugins.len()
+            && self.plugins.iter().zip(&next.plugins).all(|(ours, theirs)| ours.same(theirs))
+    }
+}
+
+/// What stays as it is while the supervisor lives.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the lock lies; made if missing.
+    pub state_directory: PathBuf,
+    /// The program that children run, `/proc/self/exe`.
+    pub program: PathBuf,
+    /// Arguments that come before the internal subcommand.
+    pub arguments: Vec<OsString>,
+    /// Whom children run as; `None`: as we do.
+    pub ids: Option<Ids>,
+    /// Compared with what children say they are.
+    pub build_id: String,
+    /// Connections that the kernel keeps ready per socket.
+    pub backlog: i32,
+    /// Obey SIGHUP, SIGTERM, SIGINT of this process.
+    pub signals: bool,
+}
+
+impl Options {
+    /// The usual ones: this executable, this build.
+    pub fn new(state_directory: impl Into<PathBuf>, build_id: impl Into<String>) -> Options {
+        Options {
+            state_directory: state_directory.into(),
+            program: PathBuf::from("/proc/self/exe"),
+            arguments: Vec::new(),
+            ids: None,
+            build_id: build_id.into(),
+            backlog: 4096,
+            signals: true,
+        }
+    }
+}
+
+/// What changed by itself and workers take while they run.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// New certificates, already found good.
+    pub certificates: Option<Vec<u8>>,
+    /// New session-ticket keys, newest first.
+    pub ticket_keys: Option<Vec<u8>>,
+}
+
+/// The program's part. Called on the supervisor's only thread: be quick.
+pub trait Hooks {
+    /// Reads the configuration again: parses, vets plugins, reads certificates. An error leaves everything as
+    /// it is.
+    fn reload(&mut self) -> Result<Plan, String>;
+
+    /// Answers an administrator's question that the supervisor does not know.
+    fn admin(&mut self, request: &str) -> Result<String, String> {
+        Err(format!("{request}: unknown request"))
+    }
+
+    /// Something happened to a process. The log writer is told as well, once it runs.
+    fn event(&mut self, event: &Event<'_>) {
+        let _ = event;
+    }
+
+    /// Every process is ready, for the first time or after a reload; these are the addresses.
+    fn serving(&mut self, bound: &[Bound]) {
+        let _ = bound;
+    }
+
+    /// Looks about once a second for renewed certificates and old ticket keys.
+    fn every_second(&mut self) -> Changes {
+        Changes::default()
+    }
+}
