@@ -3,9 +3,12 @@
 #![allow(missing_docs, reason = "a test binary has no reader of documentation")]
 
 mod bare;
+mod clients;
 mod dialog;
 mod mechanisms;
 mod model;
 mod replies;
+mod server;
 mod soak;
 mod splits;
+mod wire;

@@ -1,0 +1,265 @@
+//! A client of our own over TCP and TLS, and the dialogues against the built program.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use smtp::listener::Role;
+
+use crate::bare::{Bare, HOSTNAME};
+use crate::dialog::{self, Connection, Place};
+use crate::replies::Reply;
+use crate::server::{PATIENCE, Server};
+
+/// A connection to a server.
+pub struct Wire {
+    stream: Stream,
+    config: Arc<ClientConfig>,
+    unread: Vec<u8>,
+    /// The end of the stream, or an error, was read.
+    ended: Option<io::ErrorKind>,
+}
+
+enum Stream {
+    Clear(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Gone,
+}
+
+impl Stream {
+    fn io(&mut self) -> &mut dyn ReadWrite {
+        match self {
+            Self::Clear(stream) => stream,
+            Self::Tls(stream) => &mut **stream,
+            Self::Gone => panic!("the connection failed earlier"),
+        }
+    }
+}
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
+
+/// Takes exactly the certificate that the server was given: a test must notice a wrong one.
+#[derive(Debug)]
+struct Pinned(CertificateDer<'static>, Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *certificate == self.0 {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::General("not the server's certificate".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.1.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.1.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.1.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A client's TLS configuration for `server`.
+pub fn tls(server: &Server) -> Arc<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let certificate = CertificateDer::from_pem_file(server.certificate_files().0).expect("a certificate");
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned(certificate, provider)))
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+impl Wire {
+    /// Connects; on the implicit-TLS listener with the handshake.
+    pub fn connect(address: SocketAddr, implicit_tls: bool, config: Arc<ClientConfig>) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        let mut wire = Self { stream: Stream::Clear(stream), config, unread: Vec::new(), ended: None };
+        if implicit_tls {
+            wire.enter_tls()?;
+        }
+        Ok(wire)
+    }
+
+    /// The TLS handshake.
+    pub fn enter_tls(&mut self) -> io::Result<()> {
+        let Stream::Clear(mut stream) = std::mem::replace(&mut self.stream, Stream::Gone) else {
+            return Err(io::Error::other("inside TLS already"));
+        };
+        assert!(self.unread.is_empty(), "the server spoke between 220 and the handshake");
+        let name = ServerName::try_from(HOSTNAME).expect("a name");
+        let mut tls = ClientConnection::new(self.config.clone(), name).map_err(io::Error::other)?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream)?;
+        }
+        self.stream = Stream::Tls(Box::new(StreamOwned::new(tls, stream)));
+        Ok(())
+    }
+
+    pub fn send(&mut self, octets: &[u8]) -> io::Result<()> {
+        let io = self.stream.io();
+        io.write_all(octets)?;
+        io.flush()
+    }
+
+    /// The next reply with all its lines; `Ok(None)` at the end of the connection.
+    pub fn reply(&mut self) -> io::Result<Option<String>> {
+        loop {
+            if let Some((reply, rest)) = Reply::first_in(&self.unread).map_err(io::Error::other)? {
+                let text = String::from_utf8_lossy(reply.octets).into_owned();
+                self.unread = rest.to_vec();
+                return Ok(Some(text));
+            }
+            if !self.fill()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn fill(&mut self) -> io::Result<bool> {
+        let mut buffer = [0; 4096];
+        match self.stream.io().read(&mut buffer) {
+            Ok(0) => {
+                self.ended = Some(io::ErrorKind::UnexpectedEof);
+                Ok(false)
+            }
+            Ok(octets) => {
+                self.unread.extend_from_slice(&buffer[..octets]);
+                Ok(true)
+            }
+            Err(error) => {
+                self.ended = Some(error.kind());
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends one line and takes its reply; fails when the connection ends.
+    pub fn ask(&mut self, line: &str) -> io::Result<String> {
+        self.send(format!("{line}\r\n").as_bytes())?;
+        self.reply()?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    /// EHLO, STARTTLS, handshake.
+    pub fn start_tls(&mut self) -> io::Result<()> {
+        self.ask("EHLO client.example")?;
+        let reply = self.ask("STARTTLS")?;
+        if !reply.starts_with("220 ") {
+            return Err(io::Error::other(reply));
+        }
+        self.enter_tls()
+    }
+}
+
+impl Connection for Wire {
+    fn send(&mut self, octets: &[u8]) {
+        // A server that has closed says so when its reply is read.
+        let _ = Wire::send(self, octets);
+    }
+
+    fn reply(&mut self) -> Option<Vec<u8>> {
+        Wire::reply(self).ok().flatten().map(String::into_bytes)
+    }
+
+    fn handshake(&mut self) {
+        self.enter_tls().unwrap_or_else(|error| panic!("TLS: {error}"));
+    }
+
+    fn closed(&mut self) -> bool {
+        // More than what was asked for, or silence, is not an end.
+        self.unread.is_empty() && (self.ended.is_some() || !self.fill().unwrap_or(true) || self.ended_by_reset())
+    }
+
+    fn bare(&mut self) -> Option<&mut Bare> {
+        None
+    }
+}
+
+impl Wire {
+    fn ended_by_reset(&self) -> bool {
+        matches!(self.ended, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
+    }
+}
+
+/// Connects where a dialogue begins.
+pub fn connect(server: &Server, place: Place, config: &Arc<ClientConfig>) -> io::Result<Wire> {
+    let address = match place.role {
+        Role::Mx => server.mx(),
+        Role::Submission => server.submission(),
+        Role::Submissions => server.submissions(),
+    };
+    Wire::connect(address, place.role == Role::Submissions, config.clone())
+}
+
+#[test]
+fn dialogues_with_the_server() {
+    let server = Server::start();
+    let config = tls(&server);
+    let mut failures = Vec::new();
+    let mut played = 0;
+    for dialog in dialog::ALL.iter().filter(|dialog| !dialog.bare) {
+        for &place in &dialog.places {
+            let mut wire = connect(&server, place, &config)
+                .unwrap_or_else(|error| panic!("{}: {place:?}: {error}", dialog.name()));
+            if let Err(why) = dialog::play(dialog, place, &mut wire) {
+                failures.push(format!("{}\n  {why}", dialog.name()));
+            }
+            played += 1;
+        }
+    }
+    println!("{played} dialogues");
+    assert!(played >= 80, "only {played} dialogues");
+    assert!(failures.is_empty(), "{} dialogues failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// CONTRACT C33 over real sockets: whatever is pipelined behind STARTTLS in clear is gone.
+#[test]
+fn starttls_injection_over_the_wire() {
+    let server = Server::start();
+    let config = tls(&server);
+    let injected = "EHLO evil.example\r\nAUTH PLAIN AGFsaWNlQGRlbW8udGVzdABzZWNyZXQ=\r\nMAIL FROM:<alice@demo.test>\r\n";
+    for address in [server.mx(), server.submission()] {
+        let mut wire = Wire::connect(address, false, config.clone()).expect("a connection");
+        wire.reply().expect("a greeting");
+        wire.ask("EHLO client.example").expect("a reply");
+        wire.send(format!("STARTTLS\r\n{injected}").as_bytes()).expect("sent");
+        assert!(wire.reply().expect("a reply").is_some_and(|reply| reply.starts_with("220 2.0.0")));
+        wire.enter_tls().expect("the handshake is not disturbed by what was dropped");
+        let refused = if address == server.mx() { "503 5.5.1" } else { "530 5.7.0" };
+        assert!(wire.ask("MAIL FROM:<alice@demo.test>").expect("a reply").starts_with(refused));
+        assert!(wire.ask("EHLO client.example").expect("a reply").starts_with("250-"));
+        assert!(wire.ask("RCPT TO:<bob@demo.test>").expect("a reply").starts_with(refused));
+    }
+}
