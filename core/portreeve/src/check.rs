@@ -96,7 +96,13 @@ fn who_we_become(config: &Config, report: &mut Report) {
 
 fn folders(config: &Config, report: &mut Report) {
     let Ok(ids) = rights::ids(config) else { return };
-    let mut check = |path: &Path, span, key: &str| {
+    let state = config.process.state_dir.clone();
+    let mut check = |path: &Path, span: Option<std::ops::Range<usize>>, key: &str| {
+        if let Some((folder, ids)) = ids.as_ref().and_then(|ids| Some((files::barrier(path, ids, &state)?, ids))) {
+            let cause = format!("{}: user {} cannot pass {}", path.display(), ids.uid, folder.display());
+            let remedy = format!("name a folder elsewhere, like /var/lib/portreeve, or chmod o+x {}", folder.display());
+            report.error(span.clone(), key, cause, remedy);
+        }
         if let Err(cause) = files::writable(path, ids.as_ref()) {
             let remedy = match &ids {
                 Some(ids) => format!("give it away: chown {}:{} {}", ids.uid, ids.gid, path.display()),

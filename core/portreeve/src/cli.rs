@@ -4,16 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Exit codes, as documented in `--help`.
+/// Exit codes beside 0, as documented in `--help`. 2 is clap's, 130 the supervisor's.
 pub mod exit {
-    /// Fine.
-    pub const OK: u8 = 0;
     /// It did not work.
     pub const FAILURE: u8 = 1;
     /// The configuration is wrong (`EX_CONFIG` of sysexits).
     pub const CONFIGURATION: u8 = 78;
-    /// Ended by a second Ctrl-C.
-    pub const INTERRUPTED: u8 = 130;
 }
 
 const EXAMPLES: &str = "\
@@ -167,12 +163,6 @@ Examples:
   portreeve config sample > portreeve.toml
   portreeve config reference | less")]
     Config(ConfigCommand),
-    /// The processes of the server; started by the supervisor.
-    #[command(name = "__role", hide = true)]
-    Role {
-        /// Which one.
-        name: String,
-    },
 }
 
 /// `portreeve user …`
@@ -320,7 +310,6 @@ mod tests {
         }
         let top = Cli::command().render_long_help().to_string();
         assert!(top.contains("Exit codes: 0 fine, 1 failure, 2 wrong usage, 78"), "{top}");
-        assert!(!top.contains("__role"), "{top}");
     }
 
     #[test]

@@ -619,7 +619,6 @@ fn listener(
 
 fn sender_check(word: &str) -> SenderCheck {
     match word {
-        "log" => SenderCheck::Log,
         "off" => SenderCheck::Off,
         _ => SenderCheck::Enforce,
     }

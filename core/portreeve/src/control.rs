@@ -18,7 +18,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use link::message::{Message, messages};
-use link::{Link, Outbox, Received};
+use link::{Link, Outbox, Received, Role};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 use telemetry::{Board, Counter, Event, Slot};
@@ -29,6 +29,7 @@ mod logs;
 mod metrics;
 
 pub use logs::{Logs, Sink};
+pub use metrics::Door;
 
 use admin::Admin;
 use metrics::Metrics;
@@ -37,6 +38,8 @@ use metrics::Metrics;
 pub struct Control {
     /// To the supervisor.
     pub supervisor: Link,
+    /// Processes that were there before us.
+    pub peers: Vec<supervisor::child::Peer>,
     /// Everybody's numbers.
     pub board: Board,
     /// Our own.
@@ -47,8 +50,10 @@ pub struct Control {
     pub admin: UnixListener,
     /// Where scrapers come in.
     pub metrics: Option<metrics::Door>,
-    /// Facts for `status`, written by the supervisor's configuration: listeners, warnings.
+    /// What `status` says about the configuration.
     pub about: serde_json::Value,
+    /// The same of a configuration that comes later.
+    pub about_of: Box<dyn Fn(&[u8]) -> Option<serde_json::Value>>,
 }
 
 /// Another process whose events we write.
@@ -59,20 +64,30 @@ struct Source {
     held: Option<String>,
 }
 
+/// How long what others still have to tell is waited for at the end.
+const DRAIN: Duration = Duration::from_secs(1);
+
 /// Ask at most so many packets of one link before the others get their turn.
 const PACKETS_PER_TURN: usize = 64;
 
 impl Control {
     /// Serves until the supervisor says that it is over, or is gone.
     pub fn run(self) -> io::Result<()> {
-        let Control { supervisor, board, slot, mut logs, admin, metrics, about } = self;
+        let Control { supervisor, peers, board, slot, mut logs, admin, metrics, about, about_of } = self;
         let mut admin = Admin::new(admin, about)?;
         let mut metrics = metrics.map(Metrics::new).transpose()?;
         let mut to_supervisor = Outbox::new(1 << 20);
         let mut sources: HashMap<u64, Source> = HashMap::new();
         let mut next_source = 0u64;
+        let mut add = |sources: &mut HashMap<u64, Source>, role: Role, instance: u32, link: Link| {
+            next_source += 1;
+            sources.insert(next_source, Source { link, name: format!("{role}[{instance}]"), held: None });
+        };
+        for peer in peers {
+            add(&mut sources, peer.role, peer.instance, peer.link);
+        }
         let mut packet = Vec::new();
-        let mut draining = false;
+        let mut draining: Option<Instant> = None;
         loop {
             let now = Instant::now();
             slot.heartbeat(unix_ms());
@@ -96,16 +111,21 @@ impl Control {
                         for item in messages(&packet, fds) {
                             match item {
                                 Ok((_, Message::Peer { role, instance, .. }, Some(fd))) => {
-                                    let link = Link::from_fd(fd)?;
-                                    let name = format!("{role}[{instance}]");
-                                    sources.insert(next_source, Source { link, name, held: None });
-                                    next_source += 1;
+                                    add(&mut sources, role, instance, Link::from_fd(fd)?);
                                 }
                                 Ok((_, Message::Event(payload), _)) => {
                                     take_event(payload, "supervisor", &mut logs, &slot);
                                 }
-                                Ok((id, Message::AdminAnswer { ok, text }, _)) => admin.answer(id, ok, text),
-                                Ok((_, Message::Drain { .. }, _)) => draining = true,
+                                Ok((id, Message::AdminAnswer { ok, text }, _)) => {
+                                    admin.answer(id, ok, text, || telemetry::snapshot(&board));
+                                }
+                                Ok((_, Message::Config, Some(fd))) => {
+                                    let octets = link::sealed::read(fd.as_fd())?;
+                                    if let Some(about) = about_of(&octets) {
+                                        admin.set_about(about);
+                                    }
+                                }
+                                Ok((_, Message::Drain { .. }, _)) => draining = draining.or(Some(now)),
                                 Ok((_, Message::Stop, _)) => over = true,
                                 Ok(_) => {}
                                 Err(_) => slot.add(Counter::LinkBad, 1),
@@ -142,15 +162,10 @@ impl Control {
             });
 
             // Administrators and scrapers.
-            admin.turn(now, |id, question| match question {
-                admin::Question::Status => Some(admin::Answered::Now(telemetry::snapshot(&board))),
-                admin::Question::Supervisor(request) => {
-                    let message = Message::AdminRequest(request);
-                    match to_supervisor.push(message.kind(), id, |to| message.encode(to)) {
-                        Ok(()) => None,
-                        Err(_) => Some(admin::Answered::Failed("the supervisor does not answer; try again".into())),
-                    }
-                }
+            admin.turn(now, |id, request| {
+                let message = Message::AdminRequest(request);
+                let pushed = to_supervisor.push(message.kind(), id, |to| message.encode(to));
+                pushed.map_err(|_| "the supervisor does not answer; try again".into())
             });
             if let Some(metrics) = &mut metrics {
                 metrics.turn(now, || telemetry::exposition(&board));
@@ -158,7 +173,8 @@ impl Control {
             let sent = to_supervisor.flush(&supervisor);
             over |= sent.is_err();
             // Draining ends when nobody is left who could still have something to tell.
-            if over || (draining && sources.is_empty()) {
+            let done = |since: Instant| sources.is_empty() || now > since + DRAIN;
+            if over || draining.is_some_and(done) {
                 let last = Message::Drained;
                 let _ = to_supervisor.push(last.kind(), 0, |to| last.encode(to));
                 let _ = to_supervisor.flush(&supervisor);

@@ -15,8 +15,8 @@ pub fn print(checked: &Checked, name: &str) -> Result<String, String> {
         let names: Vec<&str> = config.listeners.iter().map(|listener| listener.name.as_str()).collect();
         format!("no listener is called {name:?}; there are: {}", names.join(", "))
     })?;
-    let mechanisms = plugins::load_here(&checked.libraries)?;
-    let listener = listeners::build(config, listener, &mechanisms)?;
+    let registry = plugins::load_here(&checked.libraries)?;
+    let listener = listeners::build(config, listener, &registry)?;
     let tls = TlsFacts {
         version: 0x0304,
         cipher: "TLS_AES_128_GCM_SHA256",

@@ -8,6 +8,8 @@ use std::path::Path;
 use link::ids::Ids;
 use zeroize::Zeroizing;
 
+use crate::config::Config;
+
 /// Makes a folder, and those above it, with mode 0700; leaves one that is there alone.
 pub fn private_folder(path: &Path) -> Result<(), String> {
     DirBuilder::new()
@@ -15,6 +17,35 @@ pub fn private_folder(path: &Path) -> Result<(), String> {
         .mode(0o700)
         .create(path)
         .map_err(|error| format!("{}: cannot be made: {error}", path.display()))
+}
+
+/// Makes the state folder, such that children can pass through it. Others see nothing in it: what it holds
+/// has mode 0700 itself.
+pub fn state_folder(config: &Config) -> Result<(), String> {
+    let path = &config.process.state_dir;
+    private_folder(path)?;
+    let Some(ids) = crate::rights::ids(config)? else { return Ok(()) };
+    let told = |error: io::Error| format!("{}: {error}", path.display());
+    let meta = fs::metadata(path).map_err(told)?;
+    if !may_enter(&meta, &ids) {
+        fs::set_permissions(path, fs::Permissions::from_mode(meta.mode() & 0o777 | 0o011)).map_err(told)?;
+    }
+    Ok(())
+}
+
+fn may_enter(meta: &fs::Metadata, ids: &Ids) -> bool {
+    let group = meta.gid() == ids.gid || ids.groups.contains(&meta.gid());
+    let bit = if meta.uid() == ids.uid { 0o100 } else if group { 0o010 } else { 0o001 };
+    ids.uid == 0 || meta.mode() & bit != 0
+}
+
+/// The folder on the way to `path` that `ids` cannot pass; `None` when all is well. Folders that are still
+/// to be made do not count, nor does `except`, which is opened by [`state_folder`].
+pub fn barrier(path: &Path, ids: &Ids, except: &Path) -> Option<std::path::PathBuf> {
+    let mut above: Vec<&Path> = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).collect();
+    above.reverse();
+    let closed = |folder: &&Path| *folder != except && fs::metadata(folder).is_ok_and(|meta| !may_enter(&meta, ids));
+    above.into_iter().find(closed).map(Path::to_owned)
 }
 
 /// Writes a file in one step: whoever reads it sees the old content or the new.

@@ -1,25 +1,20 @@
 //! From a listener of the configuration to one that sessions use.
 
-use std::sync::Arc;
-
+use plugin_host::Registry;
 use policy::{Recipients, RolePolicy, Settings};
-use sasl::Mechanism;
+use sasl::MechanismName;
 use smtp::listener::{AuthOffer, Limits, Listener};
 
 use crate::config::{self, Config};
 
-/// Makes it. `mechanisms` holds everything that the loaded libraries have.
-pub fn build(
-    config: &Config,
-    listener: &config::Listener,
-    mechanisms: &[Arc<dyn Mechanism>],
-) -> Result<Listener, String> {
+/// Makes it, with mechanisms of the loaded libraries.
+pub fn build(config: &Config, listener: &config::Listener, registry: &Registry) -> Result<Listener, String> {
     let mut offered = Vec::new();
     if listener.auth != AuthOffer::Off {
         for name in &listener.mechanisms {
-            let found = mechanisms.iter().find(|mechanism| mechanism.name().as_str() == name);
-            let found = found.ok_or_else(|| format!("listener {:?}: no library has {name}", listener.name))?;
-            offered.push(found.clone());
+            let told = |why: String| format!("listener {:?}: {why}", listener.name);
+            let name = MechanismName::parse(name.as_bytes()).ok_or_else(|| told(format!("{name} is no mechanism")))?;
+            offered.push(registry.mechanism(&name, "").map_err(|error| told(error.to_string()))?);
         }
     }
     let limits = &config.limits;

@@ -353,19 +353,19 @@ pub const OPTIONS: &[Opt] = &[
     },
     Opt {
         path: "listener[].identity.envelope",
-        kind: Kind::Choice(&["enforce", "log", "off"]),
+        kind: Kind::Choice(&["enforce", "off"]),
         default: Default::Is("\"enforce\""),
         reload: Reload::Reload,
         help: "MAIL FROM held against what the user may send as.",
-        example: "\"log\"",
+        example: "\"off\"",
     },
     Opt {
         path: "listener[].identity.header",
-        kind: Kind::Choice(&["enforce", "log", "off"]),
+        kind: Kind::Choice(&["enforce", "off"]),
         default: Default::Is("\"enforce\""),
         reload: Reload::Reload,
         help: "Header From held against what the user may send as.",
-        example: "\"log\"",
+        example: "\"off\"",
     },
     Opt {
         path: "listener[].fixups",

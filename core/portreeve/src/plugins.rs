@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use plugin_host::{Demands, Note, Vetted};
+use plugin_host::{Demands, Note, Registry, Vetted};
 use smtp::listener::AuthOffer;
 
 use crate::certificates::halves;
@@ -101,6 +101,24 @@ fn vet(id: &str, path: &[PathBuf]) -> Result<Vetted, String> {
     plugin_host::vet(&found.path, &demands).map_err(|error| error.to_string())
 }
 
+/// Loads vetted libraries into this process.
+pub fn load(libraries: impl IntoIterator<Item = (String, OwnedFd, PathBuf)>) -> Result<Registry, String> {
+    let mut registry = Registry::new();
+    for (id, fd, origin) in libraries {
+        registry.load(&id, fd, &origin).map_err(|error| error.to_string())?;
+    }
+    Ok(registry)
+}
+
+/// Loads what was found good, for a look at it.
+pub fn load_here(libraries: &[Library]) -> Result<Registry, String> {
+    let copies = libraries.iter().map(|library| {
+        let fd = library.fd.try_clone().map_err(|error| format!("{}: {error}", library.path.display()))?;
+        Ok((library.id.clone(), fd, library.path.clone()))
+    });
+    load(copies.collect::<Result<Vec<_>, String>>()?)
+}
+
 /// `portreeve plugin …`
 pub fn command(command: &PluginCommand) -> ExitCode {
     match command {
@@ -126,14 +144,19 @@ fn list(libraries: &[Library]) -> String {
         let mechanisms: Vec<&str> = library.note.mechanisms.keys().map(|name| name.as_str()).collect();
         let _ = writeln!(
             to,
-            "{:<12} {:<24} runner inline  {}  {}",
+            "{:<10} {:<8} runner inline  {:<24} sha256 {}…  {}",
             library.id,
-            mechanisms.join(" "),
             library.note.version,
+            mechanisms.join(" "),
+            &hex(&library.sha256)[..12],
             library.path.display()
         );
     }
     to
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 fn inspect(file: &Path) -> Result<String, String> {
@@ -152,7 +175,6 @@ fn inspect(file: &Path) -> Result<String, String> {
         let _ = writeln!(to, "back end    {backend}");
     }
     let _ = writeln!(to, "needs       {}", found.needed.join(" "));
-    let sha256: String = found.sha256.iter().map(|octet| format!("{octet:02x}")).collect();
-    let _ = writeln!(to, "size        {} octets\nsha256      {sha256}", found.octets);
+    let _ = writeln!(to, "size        {} octets\nsha256      {}", found.octets, hex(&found.sha256));
     Ok(to)
 }

@@ -60,6 +60,7 @@ fn open(arg: &ConfigArg) -> Result<UsersFile, ExitCode> {
 /// The users file of a configuration that is good.
 pub fn file_of(config: &Config) -> Result<UsersFile, String> {
     if let Some(folder) = config.users.file.parent().filter(|folder| !folder.exists()) {
+        files::state_folder(config)?;
         files::private_folder(folder)?;
         // A server that runs as somebody else must be able to read what is put there.
         if let Ok(Some(ids)) = crate::rights::ids(config) {

@@ -38,27 +38,16 @@ struct Connection {
     closed: bool,
 }
 
-/// What somebody wants to know.
-pub enum Question {
-    /// Numbers, from the shared pages.
-    Status,
-    /// What only the supervisor can do.
-    Supervisor(AdminRequest<'static>),
-}
-
-/// An answer at once.
-pub enum Answered {
-    /// Numbers.
-    Now(Value),
-    /// It cannot be done.
-    Failed(String),
-}
-
 impl Admin {
     /// Takes the bound socket.
     pub fn new(listener: UnixListener, about: Value) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self { listener, connections: HashMap::new(), next: 1, about })
+    }
+
+    /// The configuration is another one now.
+    pub fn set_about(&mut self, about: Value) {
+        self.about = about;
     }
 
     /// What to wait for.
@@ -76,17 +65,23 @@ impl Admin {
         }
     }
 
-    /// The supervisor's answer to what `id` asked.
-    pub fn answer(&mut self, id: u64, ok: bool, text: &str) {
+    /// The supervisor's answer to what `id` asked. For `status` it is JSON, and `numbers` go with it.
+    pub fn answer(&mut self, id: u64, ok: bool, text: &str, numbers: impl FnOnce() -> Value) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        if connection.pending.take().is_some() {
-            let answer = if ok { json!({"ok": true, "text": text}) } else { json!({"ok": false, "error": text}) };
-            connection.say(&answer);
-        }
+        let answer = match (connection.pending.take(), ok) {
+            (None, _) => return,
+            (Some("status"), true) => {
+                let supervisor: Value = serde_json::from_str(text).unwrap_or(Value::Null);
+                json!({"ok": true, "about": self.about, "status": numbers(), "supervisor": supervisor})
+            }
+            (Some(_), true) => json!({"ok": true, "text": text}),
+            (Some(_), false) => json!({"ok": false, "error": text}),
+        };
+        connection.say(&answer);
     }
 
-    /// Accepts, reads, answers, writes. `ask` answers, or returns `None` when the supervisor will.
-    pub fn turn(&mut self, now: Instant, mut ask: impl FnMut(u64, Question) -> Option<Answered>) {
+    /// Accepts, reads, answers, writes. `ask` hands a request to the supervisor, or says why it cannot.
+    pub fn turn(&mut self, now: Instant, mut ask: impl FnMut(u64, AdminRequest<'static>) -> Result<(), String>) {
         while self.connections.len() < CONNECTIONS_MAX
             && let Ok((stream, _)) = self.listener.accept()
         {
@@ -103,7 +98,6 @@ impl Admin {
                 self.next += 1;
             }
         }
-        let about = &self.about;
         self.connections.retain(|&id, connection| {
             connection.read(now);
             while connection.pending.is_none()
@@ -112,12 +106,9 @@ impl Admin {
                 let line: Vec<u8> = connection.input.drain(..=end).collect();
                 match understand(&line) {
                     Err(error) => connection.say(&json!({"ok": false, "error": error})),
-                    Ok((name, question)) => match ask(id, question) {
-                        None => connection.pending = Some(name),
-                        Some(Answered::Failed(error)) => connection.say(&json!({"ok": false, "error": error})),
-                        Some(Answered::Now(numbers)) => {
-                            connection.say(&json!({"ok": true, "about": about, "status": numbers}));
-                        }
+                    Ok((name, request)) => match ask(id, request) {
+                        Ok(()) => connection.pending = Some(name),
+                        Err(error) => connection.say(&json!({"ok": false, "error": error})),
                     },
                 }
             }
@@ -128,14 +119,14 @@ impl Admin {
     }
 }
 
-fn understand(line: &[u8]) -> Result<(&'static str, Question), String> {
+fn understand(line: &[u8]) -> Result<(&'static str, AdminRequest<'static>), String> {
     let request: Value = serde_json::from_slice(line).map_err(|error| format!("not a JSON line: {error}"))?;
     match request["command"].as_str() {
-        Some("status") => Ok(("status", Question::Status)),
-        Some("reload") => Ok(("reload", Question::Supervisor(AdminRequest::Reload))),
+        Some("status") => Ok(("status", AdminRequest::Status)),
+        Some("reload") => Ok(("reload", AdminRequest::Reload)),
         Some("drain") => {
             let seconds = request["seconds"].as_u64().and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(120);
-            Ok(("drain", Question::Supervisor(AdminRequest::Drain { seconds })))
+            Ok(("drain", AdminRequest::Drain { seconds }))
         }
         Some(other) => Err(format!("unknown command {other:?}; status, reload and drain are known")),
         None => Err("no \"command\" in the request".into()),
@@ -211,9 +202,16 @@ mod tests {
     fn questions_and_answers() {
         let (mut admin, mut client) = admin("talk");
         client.write_all(b"{\"command\":\"status\"}\n").unwrap();
-        admin.turn(Instant::now(), |_, _| Some(Answered::Now(json!({"n": 1}))));
+        let mut asked = 0;
+        admin.turn(Instant::now(), |id, request| {
+            assert_eq!(request, AdminRequest::Status);
+            asked = id;
+            Ok(())
+        });
+        admin.answer(asked, true, "{\"pid\":7}", || json!({"n": 1}));
+        admin.turn(Instant::now(), |_, _| panic!("not asked"));
         let answer = line(&client);
-        assert_eq!((&answer["ok"], &answer["status"]["n"], &answer["about"]["version"]), (&json!(true), &json!(1), &json!("x")));
+        assert_eq!(answer, json!({"ok": true, "about": {"version": "x"}, "status": {"n": 1}, "supervisor": {"pid": 7}}));
 
         client.write_all(b"{\"command\":\"frob\"}\nnonsense\n").unwrap();
         admin.turn(Instant::now(), |_, _| panic!("not asked"));
@@ -230,22 +228,25 @@ mod tests {
         let (mut admin, mut client) = admin("wait");
         client.write_all(b"{\"command\":\"reload\"}\n{\"command\":\"status\"}\n").unwrap();
         let mut asked = Vec::new();
-        admin.turn(Instant::now(), |id, question| {
-            assert!(matches!(question, Question::Supervisor(AdminRequest::Reload)), "status waits its turn");
+        admin.turn(Instant::now(), |id, request| {
+            assert_eq!(request, AdminRequest::Reload, "status waits its turn");
             asked.push(id);
-            None
+            Ok(())
         });
         admin.turn(Instant::now(), |_, _| panic!("nothing is asked while something is pending"));
-        admin.answer(99, true, "not for anybody");
-        admin.answer(asked[0], false, "bad file");
-        admin.turn(Instant::now(), |_, _| Some(Answered::Now(json!({}))));
+        admin.answer(99, true, "not for anybody", || panic!("nobody asked"));
+        admin.answer(asked[0], false, "bad file", || panic!("no numbers go with this"));
+        admin.turn(Instant::now(), |_, request| {
+            assert_eq!(request, AdminRequest::Status);
+            Err("busy".into())
+        });
         let mut reader = BufReader::new(&client);
         let mut text = String::new();
         reader.read_line(&mut text).unwrap();
         assert_eq!(text, "{\"error\":\"bad file\",\"ok\":false}\n");
         text.clear();
         reader.read_line(&mut text).unwrap();
-        assert!(text.contains("\"ok\":true"), "{text}");
+        assert!(text.contains("busy"), "{text}");
     }
 
     #[test]
@@ -256,9 +257,9 @@ mod tests {
         assert!(line(&client)["error"].as_str().unwrap().contains("longer than"));
         assert!(admin.connections.is_empty());
         let (mut admin, _client) = self::admin("time");
-        admin.turn(Instant::now(), |_, _| None);
+        admin.turn(Instant::now(), |_, _| Ok(()));
         assert_eq!(admin.connections.len(), 1);
-        admin.turn(Instant::now() + PATIENCE, |_, _| None);
+        admin.turn(Instant::now() + PATIENCE, |_, _| Ok(()));
         assert!(admin.connections.is_empty());
     }
 }

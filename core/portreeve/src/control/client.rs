@@ -45,10 +45,17 @@ pub fn render_status(answer: &Value) -> String {
         let binds: Vec<String> = listener["bind"].as_array().into_iter().flatten().map(word).collect();
         let _ = writeln!(to, "listener    {:<12} {:<12} {}", word(&listener["name"]), word(&listener["role"]), binds.join(" "));
     }
-    for process in status["processes"].as_array().into_iter().flatten() {
-        let sessions = &process["numbers"]["sessions"];
-        let sessions = if sessions.is_null() { String::new() } else { format!("  {sessions} sessions") };
-        let _ = writeln!(to, "process     {:<12} pid {}{sessions}", word(&process["role"]), process["pid"]);
+    for process in answer["supervisor"]["processes"].as_array().into_iter().flatten() {
+        let generation = process["generation"].as_u64().filter(|&generation| generation > 0);
+        let generation = generation.map(|number| format!("  generation {number}")).unwrap_or_default();
+        let _ = writeln!(
+            to,
+            "process     {:<12} pid {:<8} {:<9} for {} s{generation}",
+            word(&process["role"]),
+            process["pid"],
+            word(&process["state"]),
+            process["seconds"]
+        );
     }
     for (name, value) in status["totals"].as_object().into_iter().flatten() {
         match value {

@@ -1,0 +1,395 @@
+//! A worker: SMTP sessions. What it needs has arrived over the link; it opens nothing but its spool.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use engine::{Bounds, Deadlines, Handle, Notice, Port, Setup, Socket, Worker};
+use link::{Link, Outbox, Role};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use sasl::Secret;
+use smtp::listener::Tls;
+use spool::{Doorbell, Durability, Floors, Hooks, Options, RealDisk, Writer};
+use supervisor::child::{Later, Peer, Startup};
+use telemetry::{EventSender, Level};
+use tls::{CertificateStore, ServerTls, Settings, TicketKeys, Version};
+
+use super::{Secrets, Told, events, flush_at_end, give_up, tell};
+use crate::certificates;
+use crate::cli::exit;
+use crate::config::{Config, Listener};
+use crate::{listeners, plugins};
+
+/// How long transactions may go on in a draining worker (DECISIONS C17).
+const DRAIN_HARD: Duration = Duration::from_secs(300);
+/// How long sessions may go on in a worker that is not well.
+const DRAIN_SICK: Duration = Duration::from_secs(5);
+
+/// Runs it.
+pub fn run(mut startup: Startup) -> ExitCode {
+    let events = events(&mut startup);
+    let worker = match Running::start(&mut startup, &events) {
+        Ok(worker) => worker,
+        Err(why) => {
+            flush_at_end(&events);
+            return give_up(&startup.supervisor, &why);
+        }
+    };
+    if startup.supervisor.ready().is_err() {
+        return ExitCode::from(exit::FAILURE);
+    }
+    let mut sick: Option<String> = None;
+    loop {
+        worker.wait(&startup.supervisor);
+        startup.slot.heartbeat(crate::control::unix_ms());
+        worker.doorbell.flush();
+        events.flush();
+        for later in startup.supervisor.receive() {
+            match later {
+                Later::Peer(Peer { role: Role::Directory, shard, link, .. }) => worker.handle.connect_directory(shard, link),
+                Later::Peer(Peer { role: Role::Control, link, .. }) => events.connect(link),
+                Later::Peer(Peer { role: Role::Delivery, link, .. }) => {
+                    worker.doorbell.connect(link, worker.handle.spool().and_then(Writer::position));
+                }
+                Later::Certificates(octets) => worker.new_certificates(&octets, &events),
+                Later::TicketKeys(octets) => worker.ticket_keys.replace(&ticket_keys(&octets)),
+                Later::Drain { seconds } => {
+                    worker.handle.drain(Duration::from_secs(u64::from(seconds)), DRAIN_HARD);
+                }
+                Later::Stop => {
+                    worker.handle.stop();
+                    worker.handle.join();
+                    flush_at_end(&events);
+                    return ExitCode::SUCCESS;
+                }
+                _ => {}
+            }
+        }
+        while let Ok(notice) = worker.notices.try_recv() {
+            match notice {
+                // A new link comes from the supervisor.
+                Notice::DirectoryLost { .. } => {}
+                Notice::Panicking => {
+                    sick = Some("more than ten sessions panicked within a minute".into());
+                    worker.handle.drain(Duration::ZERO, DRAIN_SICK);
+                }
+                Notice::Failed { shard } => {
+                    sick = Some(format!("event loop {shard} ended by a panic"));
+                    worker.handle.drain(Duration::ZERO, DRAIN_SICK);
+                }
+                Notice::Drained => {
+                    // Everything that was committed is on disk when this returns.
+                    worker.handle.join();
+                    flush_at_end(&events);
+                    return match sick {
+                        Some(why) => give_up(&startup.supervisor, &why),
+                        None if startup.supervisor.drained().is_ok() => ExitCode::SUCCESS,
+                        None => ExitCode::from(exit::FAILURE),
+                    };
+                }
+            }
+        }
+        if sick.is_none() && worker.handle.spool().is_some_and(Writer::is_stopped) {
+            let why = "the spool's disk failed; every commit fails until this worker is replaced";
+            tell(&events, "spool.stopped", Level::Error, why);
+            sick = Some(why.into());
+            worker.handle.drain(Duration::ZERO, DRAIN_SICK);
+        }
+    }
+}
+
+/// A worker that serves.
+struct Running {
+    handle: Handle,
+    stores: Vec<Option<Arc<CertificateStore>>>,
+    ticket_keys: Arc<TicketKeys>,
+    doorbell: Arc<Door>,
+    notices: Receiver<Notice>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Running {
+    fn start(startup: &mut Startup, events: &EventSender) -> Result<Running, String> {
+        let config = Told::decode(&startup.configuration)?.config;
+        let secrets = Secrets::decode(&startup.secrets)?;
+        let libraries = std::mem::take(&mut startup.plugins);
+        let registry = plugins::load(libraries.into_iter().map(|p| (p.id, p.library, PathBuf::from(p.origin))))?;
+        let ticket_keys = Arc::new(TicketKeys::new(&ticket_keys(&startup.ticket_keys)));
+        let sets = certificates::decode(&startup.certificates)?;
+        wipe(&mut startup.certificates);
+        wipe(&mut startup.ticket_keys);
+        wipe(&mut startup.secrets);
+        let stores: Vec<_> = sets.into_iter().map(|set| set.map(|set| Arc::new(CertificateStore::new(set)))).collect();
+
+        let mut ports = Vec::new();
+        for (index, listener) in config.listeners.iter().enumerate() {
+            let tls = match (listener.tls, stores.get(index).cloned().flatten()) {
+                (Tls::Off, _) | (_, None) => None,
+                (_, Some(store)) => Some(Arc::new(server_tls(&config, listener, store, &ticket_keys)?)),
+            };
+            ports.push(Port {
+                listener: Arc::new(listeners::build(&config, listener, &registry)?),
+                sockets: Vec::new(),
+                tls,
+                exempt_nets: listener.exempt_nets.clone(),
+                cleartext_nets: listener.cleartext_auth_nets.clone(),
+                limits: limits_of(&config, index, listener),
+                deadlines: deadlines(&config, listener),
+            });
+        }
+        // The supervisor numbers addresses; a listener has one or more of them, in the same order.
+        let owners: Vec<usize> =
+            config.listeners.iter().enumerate().flat_map(|(index, l)| l.bind.iter().map(move |_| index)).collect();
+        let mut shards = 1;
+        for listener in std::mem::take(&mut startup.listeners) {
+            shards = shards.max(listener.shard + 1);
+            let port = owners.get(listener.listener).and_then(|&index| ports.get_mut(index));
+            let port = port.ok_or("the supervisor sent a socket of an unknown listener")?;
+            port.sockets.push(Socket { shard: listener.shard, fd: listener.socket.into() });
+        }
+
+        let doorbell = Arc::new(Door::default());
+        let mut directory: Vec<(usize, Link)> = Vec::new();
+        for peer in std::mem::take(&mut startup.peers) {
+            match peer.role {
+                Role::Directory => directory.push((peer.shard, peer.link)),
+                Role::Delivery => doorbell.connect(peer.link, None),
+                _ => {}
+            }
+        }
+        directory.sort_by_key(|(shard, _)| *shard);
+        shards = shards.max(directory.last().map_or(0, |(shard, _)| shard + 1));
+
+        let spool = open_spool(&config, &doorbell, events)?;
+        let limits = startup.limits.take().ok_or("the supervisor sent no table of limits")?;
+        let limits = limits::Table::attach(limits.0, limits.1).map_err(|error| error.to_string())?;
+        let bell = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(io::Error::from).map_err(
+            |error| format!("no descriptor for notices: {error}; raise the limit of open files"),
+        )?);
+        let (notify, notices) = channel();
+        let handle = Worker::start(Setup {
+            shards,
+            ports,
+            sessions_max: config.limits.max_sessions as usize,
+            directory: directory.into_iter().map(|(_, link)| link).collect(),
+            spool,
+            limits: Arc::new(limits),
+            account_key: Secret::new(secrets.accounts.to_vec()),
+            counts: startup.slot.clone(),
+            events: events.clone(),
+            notify: Box::new(notifier(notify, bell.clone())),
+            bounds: Bounds {
+                password_cache_ms: config.users.password_cache.as_millis() as u64,
+                ..Bounds::default()
+            },
+        })
+        .map_err(|error| error.to_string())?;
+        for (id, line) in registry.take_log() {
+            tell(events, "plugin.log", Level::Info, &format!("{id}: {line:?}"));
+        }
+        Ok(Running { handle, stores, ticket_keys, doorbell, notices, bell })
+    }
+
+    /// Until the supervisor says something, the engine does, or a second has passed.
+    fn wait(&self, supervisor: &supervisor::child::Supervisor) {
+        let mut fds = [PollFd::new(supervisor, PollFlags::IN), PollFd::new(&*self.bell, PollFlags::IN)];
+        let millis = if self.doorbell.is_behind() { 20 } else { 1000 };
+        let timeout = Timespec { tv_sec: millis / 1000, tv_nsec: (millis % 1000) * 1_000_000 };
+        let _ = poll(&mut fds, Some(&timeout));
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&*self.bell, &mut counter);
+    }
+
+    fn new_certificates(&self, octets: &[u8], events: &EventSender) {
+        match certificates::decode(octets) {
+            Ok(sets) => {
+                for (store, set) in self.stores.iter().zip(sets) {
+                    if let (Some(store), Some(set)) = (store, set) {
+                        store.replace(set);
+                    }
+                }
+            }
+            Err(why) => tell(events, "certificates.refused", Level::Error, &why),
+        }
+    }
+}
+
+fn wipe(octets: &mut Vec<u8>) {
+    zeroize::Zeroize::zeroize(octets);
+}
+
+fn notifier(to: Sender<Notice>, bell: Arc<OwnedFd>) -> impl Fn(Notice) + Send + Sync {
+    move |notice| {
+        let _ = to.send(notice);
+        let _ = rustix::io::write(bell.as_fd(), &1u64.to_ne_bytes());
+    }
+}
+
+/// Keys as the supervisor sends them: 32 octets each, newest first.
+fn ticket_keys(octets: &[u8]) -> Vec<[u8; 32]> {
+    octets.as_chunks().0.to_vec()
+}
+
+fn server_tls(
+    config: &Config,
+    listener: &Listener,
+    store: Arc<CertificateStore>,
+    keys: &Arc<TicketKeys>,
+) -> Result<ServerTls, String> {
+    let service = format!("{} {}", listener.role.name(), listener.name);
+    let settings = Settings {
+        service: &service,
+        min_version: if config.tls_1_3_only { Version::Tls13 } else { Version::Tls12 },
+        tickets: listener.tls_tickets,
+        ..Settings::default()
+    };
+    ServerTls::new(&settings, store, keys.clone()).map_err(|error| format!("listener {:?}: {error}", listener.name))
+}
+
+fn limits_of(config: &Config, index: usize, listener: &Listener) -> limits::Config {
+    let limits = &config.limits;
+    limits::Config {
+        sessions_max: limits.max_sessions,
+        per_prefix_max: listener.per_ip,
+        // Each listener counts for itself; beyond 255 of them the last ones share.
+        group: u8::try_from(index).unwrap_or(u8::MAX),
+        connections_per_minute: limits.connect_rate,
+        auth_per_minute: limits.auth_rate,
+        messages_per_minute: limits.message_rate,
+        recipients_per_minute: limits.recipient_rate,
+    }
+}
+
+fn deadlines(config: &Config, listener: &Listener) -> Deadlines {
+    let ms = |time: Duration| time.as_millis() as u64;
+    let timeouts = &config.timeouts;
+    Deadlines {
+        command_ms: ms(timeouts.command),
+        crowded_ms: ms(timeouts.command_crowded),
+        preauth_ms: listener.require_auth.then_some(ms(timeouts.pre_auth)),
+        auth_ms: ms(timeouts.auth),
+        data_grace_ms: ms(timeouts.data_grace),
+        data_octets_per_second: timeouts.min_rate,
+        data_deadline_ms: ms(listener.data_deadline),
+        handshake_ms: ms(timeouts.handshake),
+        session_ms: ms(timeouts.session),
+        unread_ms: ms(timeouts.unread),
+        effect_ms: ms(timeouts.directory),
+        ..Deadlines::of(listener.role)
+    }
+}
+
+fn open_spool(config: &Config, doorbell: &Arc<Door>, events: &EventSender) -> Result<Writer, String> {
+    let disk = RealDisk::open(&config.spool.path).map_err(|error| format!("spool: {error}"))?;
+    let options = Options {
+        segment_octets: config.spool.segment,
+        pool_octets: config.spool.memory,
+        durability: if config.spool.durable { Durability::GroupFsync } else { Durability::None },
+        floors: Floors {
+            octets_percent: config.spool.min_free_percent,
+            octets_min: config.spool.min_free,
+            inodes_percent: config.spool.min_free_percent,
+        },
+        ..Options::default()
+    };
+    let (door, log) = (doorbell.clone(), events.clone());
+    let hooks = Hooks {
+        doorbell: Box::new(move |ring| door.ring(ring)),
+        trouble: Box::new(move |text| tell(&log, "spool.trouble", Level::Error, text)),
+    };
+    Writer::open(Arc::new(disk), options, hooks).map_err(|error| format!("spool: {}: {error}", config.spool.path.display()))
+}
+
+/// The way to delivery. Only the newest doorbell counts: one that cannot be sent is kept, and replaced by
+/// the next.
+#[derive(Default)]
+struct Door(Mutex<DoorState>);
+
+#[derive(Default)]
+struct DoorState {
+    link: Option<Link>,
+    waiting: Option<Doorbell>,
+}
+
+impl Door {
+    fn ring(&self, ring: Doorbell) {
+        let mut state = self.state();
+        state.waiting = Some(ring);
+        state.send();
+    }
+
+    /// A new delivery process: it is told where we are.
+    fn connect(&self, link: Link, position: Option<Doorbell>) {
+        let mut state = self.state();
+        state.link = Some(link);
+        state.waiting = state.waiting.or(position);
+        state.send();
+    }
+
+    fn flush(&self) {
+        self.state().send();
+    }
+
+    fn is_behind(&self) -> bool {
+        let state = self.state();
+        state.waiting.is_some() && state.link.is_some()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, DoorState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DoorState {
+    fn send(&mut self) {
+        let (Some(link), Some(ring)) = (&self.link, self.waiting) else { return };
+        let mut outbox = Outbox::new(1024);
+        let pushed = outbox.push(Doorbell::FRAME_KIND, 0, |to| to.extend_from_slice(&ring.encode()));
+        match (pushed, outbox.flush(link)) {
+            (Ok(()), Ok(true)) => self.waiting = None,
+            (_, Ok(_)) => {}
+            // Delivery is gone; the next one is told with its first link.
+            (_, Err(_)) => self.link = None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use link::{Received, frames};
+    use spool::WriterId;
+
+    fn rung(link: &Link) -> Vec<u64> {
+        let (mut packet, mut durable) = (Vec::new(), Vec::new());
+        while let Ok(Received::Packet { .. }) = link.receive(&mut packet) {
+            for frame in frames(&packet) {
+                let frame = frame.unwrap();
+                assert_eq!(frame.kind, Doorbell::FRAME_KIND);
+                durable.push(Doorbell::decode(frame.payload).unwrap().durable);
+            }
+        }
+        durable
+    }
+
+    #[test]
+    fn the_newest_doorbell_reaches_each_delivery_process() {
+        let ring = |durable| Doorbell { writer: WriterId(7), segment: 1, durable };
+        let door = Door::default();
+        door.ring(ring(10));
+        door.ring(ring(20));
+        let (ours, theirs) = Link::pair().unwrap();
+        door.connect(ours, Some(ring(5)));
+        assert_eq!(rung(&theirs), [20]);
+        drop(theirs);
+        door.ring(ring(30));
+        assert!(!door.is_behind());
+        let (ours, theirs) = Link::pair().unwrap();
+        door.connect(ours, None);
+        assert_eq!(rung(&theirs), [30]);
+    }
+}
