@@ -215,7 +215,8 @@ pub fn drop_privileges(ids: &Ids) -> io::Result<()> {
 }
 
 /// What every role does before it reads its first octet: no core file, no ptrace by equals, no new rights by
-/// exec. Memory of these processes holds passwords.
+/// exec. Memory of these processes holds passwords. To be called before there are other threads: the last of
+/// the three concerns the calling one and those that it starts.
 pub fn harden() -> io::Result<()> {
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

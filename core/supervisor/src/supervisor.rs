@@ -32,6 +32,8 @@ const RESTART_MS_MAX: u64 = 10_000;
 const LAST_SECONDS: u32 = 10;
 /// Events kept for a log writer that does not run yet.
 const EVENTS_MAX: usize = 256;
+/// Reloads that wait for an older generation to go.
+const WAITING_MAX: usize = 64;
 /// Packets read from one child before the others have their turn.
 const PACKETS_PER_TURN: usize = 64;
 
@@ -180,7 +182,7 @@ impl<H: Hooks> Supervisor<H> {
         let signals = if options.signals {
             let (read, write) = UnixStream::pair().map_err(system)?;
             let signals = [SIGHUP, SIGTERM, SIGINT];
-            Some(SignalDelivery::with_pipe(read, write, SignalOnly::default(), signals).map_err(system)?)
+            Some(SignalDelivery::with_pipe(read, write, SignalOnly, signals).map_err(system)?)
         } else {
             None
         };
@@ -583,6 +585,9 @@ impl<H: Hooks> Supervisor<H> {
             return self.reply(asker, Err("reload: the supervisor is stopping".to_owned()));
         }
         if self.pending.is_some() || self.others_alive() {
+            if self.waiting.len() == WAITING_MAX {
+                return self.reply(asker, Err("reload: too many wait already".to_owned()));
+            }
             return self.waiting.push(asker);
         }
         let next = self.hooks.reload().and_then(|plan| {
@@ -689,6 +694,7 @@ impl<H: Hooks> Supervisor<H> {
             if process.kill_at.is_some_and(|at| at <= now) {
                 // Its end is seen through its descriptor; asking again would change nothing.
                 process.kill_at = None;
+                process.failed.get_or_insert_with(|| "it did not go when it had to and was killed".to_owned());
                 process.kill();
             }
         }
@@ -734,8 +740,13 @@ impl<H: Hooks> Supervisor<H> {
             let asked = matches!(process.phase, Phase::Draining | Phase::Stopping)
                 || process.reconfigured && status.code() == Some(0);
             if asked {
-                let event = Event::log("process.ended", Level::Info, unix_ms()).word("role", process.role.name());
-                self.tell(event.number("instance", process.instance.into()).number("pid", process.pid().into()));
+                let level = if status.success() { Level::Info } else { Level::Warning };
+                let mut event = Event::log("process.ended", level, unix_ms()).word("role", process.role.name());
+                event = event.number("instance", process.instance.into()).number("pid", process.pid().into());
+                if !status.success() {
+                    event = event.untrusted("cause", process.cause(status).into_bytes());
+                }
+                self.tell(event);
             } else {
                 let cause = process.cause(status);
                 let lived = process.started.elapsed();

@@ -73,12 +73,10 @@ fn worker(startup: Startup, fds: BTreeSet<String>) {
                 });
             }
         }
-        if draining {
-            if sessions.load(SeqCst) == 0 {
-                supervisor.drained().unwrap();
-                return;
-            }
-            // What is queued was taken above; the others have the sockets, too.
+        // What was queued is taken; the next generation has the same sockets.
+        if draining && sessions.load(SeqCst) == 0 {
+            supervisor.drained().unwrap();
+            return;
         }
         for later in supervisor.next(Some(Duration::from_millis(2))) {
             match later {
@@ -105,7 +103,7 @@ fn session(stream: TcpStream, links: &Links, facts: &(BTreeSet<String>, String))
             "quit" => return writeln!(stream, "bye"),
             "fds" => facts.0.iter().cloned().collect::<Vec<_>>().join(","),
             "configuration" => facts.1.clone(),
-            "status" => std::fs::read_to_string("/proc/self/status")?.replace('\n', ";"),
+            "status" => std::fs::read_to_string("/proc/thread-self/status")?.replace('\n', ";"),
             question => ask(links, question).unwrap_or_else(|| "no directory".to_owned()),
         };
         writeln!(stream, "{answer}")?;
@@ -435,44 +433,52 @@ fn a_dead_directory_is_replaced_and_linked_again() {
 #[test]
 fn reload_under_load_refuses_and_resets_nobody() {
     let server = Server::start();
-    let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<JoinHandle<(BTreeSet<u32>, u32)>> = (0..3)
+    let (stop, sessions) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<JoinHandle<BTreeSet<u32>>> = (0..3)
         .map(|_| {
-            let (stop, address) = (stop.clone(), server.address);
+            let (stop, sessions, address) = (stop.clone(), sessions.clone(), server.address);
             thread::spawn(move || {
-                let (mut pids, mut sessions) = (BTreeSet::new(), 0);
+                let mut pids = BTreeSet::new();
                 while !stop.load(SeqCst) {
                     let mut client = Client::connect(address).expect("a connection is taken");
                     assert!(client.ask("x").expect("the session goes on").ends_with(" x"));
                     assert_eq!(client.ask("quit").expect("and ends in order"), "bye");
                     pids.insert(client.pid);
-                    sessions += 1;
+                    sessions.fetch_add(1, SeqCst);
                 }
-                (pids, sessions)
+                pids
             })
         })
         .collect();
+    // Every generation has its share of clients.
+    let work_on = || {
+        let (enough, until) = (sessions.load(SeqCst) + 30, Instant::now() + PATIENCE);
+        while sessions.load(SeqCst) < enough {
+            assert!(Instant::now() < until, "clients do not get on");
+            thread::yield_now();
+        }
+    };
     let mut held = server.connect();
-    for i in 0..5 {
+    server.reload_to("first");
+    server.wait_serving();
+    work_on();
+    // A third generation waits for the session that the first still has.
+    server.reload_to("first");
+    assert!(held.ask("y").unwrap().ends_with(" y"), "the old generation serves whom it has");
+    work_on();
+    assert!(server.serving.try_recv().is_err());
+    assert_eq!(held.ask("quit").unwrap(), "bye");
+    server.wait_serving();
+    for _ in 0..4 {
+        work_on();
         server.reload_to("first");
         server.wait_serving();
-        if i == 0 {
-            // A third generation waits for the session that the first still has.
-            server.reload_to("first");
-            assert!(held.ask("y").unwrap().ends_with(" y"), "the old generation serves whom it has");
-            assert!(server.serving.try_recv().is_err());
-            assert_eq!(held.ask("quit").unwrap(), "bye");
-            server.wait_serving();
-        }
     }
+    work_on();
     stop.store(true, SeqCst);
-    let (mut pids, mut sessions) = (BTreeSet::new(), 0);
-    for client in clients {
-        let (seen, n) = client.join().unwrap();
-        pids.extend(seen);
-        sessions += n;
-    }
-    assert!(pids.len() > 6 && sessions > 100, "{} workers, {sessions} sessions", pids.len());
+    let pids: BTreeSet<u32> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    assert!(pids.len() >= 10, "{} workers of seven generations were met", pids.len());
+    assert!(server.events.try_iter().all(|line| !line.contains("died")));
 }
 
 #[test]
@@ -501,10 +507,12 @@ fn a_bad_reload_leaves_everything_as_it_is() {
     server.plans.lock().unwrap().push_back(Ok(bad));
     let answer = server.admin("reload");
     assert!(answer.starts_with("false") && answer.contains("configuration: cannot start: mend it"), "{answer}");
-    assert!(TcpStream::connect(free).is_err());
-
-    let mut after = server.pids();
     let until = Instant::now() + PATIENCE;
+    while TcpStream::connect(free).is_ok() {
+        assert!(Instant::now() < until, "the new address is not given back");
+        thread::yield_now();
+    }
+    let mut after = server.pids();
     while after.len() != before.len() {
         assert!(Instant::now() < until);
         after = server.pids();
@@ -640,5 +648,113 @@ fn children_give_up_every_right() {
         let words: Vec<&str> = expected.split(' ').collect();
         let found = status.split(';').any(|line| line.split_whitespace().collect::<Vec<_>>() == words);
         assert!(found, "{expected} in {status}");
+    }
+}
+
+// A whole supervisor in a process of its own, driven by signals.
+
+/// Not a test of its own: what [`Whole`] runs.
+#[test]
+fn supervisor_main() {
+    let mut arguments = std::env::args_os().skip_while(|argument| argument != "__supervise");
+    let Some(directory) = arguments.nth(1).map(PathBuf::from) else { return };
+    struct Loud(PathBuf);
+    impl Hooks for Loud {
+        fn reload(&mut self) -> Result<Plan, String> {
+            Ok(plan(&self.0, "first"))
+        }
+        fn event(&mut self, event: &Event<'_>) {
+            println!("event {}", event.name);
+        }
+        fn serving(&mut self, bound: &[Bound]) {
+            println!("serving {}", bound[0].address);
+        }
+    }
+    let options = Options { signals: true, ..options(&directory) };
+    let (supervisor, _handle) = Supervisor::new(options, plan(&directory, "first"), Loud(directory)).unwrap();
+    std::process::exit(supervisor.run().unwrap().into());
+}
+
+struct Whole {
+    process: std::process::Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Whole {
+    fn start() -> (Whole, SocketAddr) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["tests::supervisor_main", "--exact", "--nocapture", "__supervise"])
+            .arg(directory.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut whole = Whole { process, lines, _directory: directory };
+        let address = whole.line("serving ");
+        (whole, address.parse().unwrap())
+    }
+
+    fn line(&mut self, start: &str) -> String {
+        let found = |line: String| line.split_once(start).map(|(_, rest)| rest.to_owned());
+        self.lines.by_ref().map(Result::unwrap).find_map(found).expect("the supervisor went on")
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    fn children(&self) -> Vec<u64> {
+        let path = format!("/proc/{0}/task", self.process.id());
+        let tasks = std::fs::read_dir(path).unwrap().map(|task| task.unwrap().path().join("children"));
+        let children: Vec<String> = tasks.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        children.iter().flat_map(|line| line.split_whitespace()).map(|pid| pid.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn signals_reload_drain_and_end() {
+    use rustix::process::Signal;
+    let (mut whole, address) = Whole::start();
+    let mut held = Client::connect(address).unwrap();
+    whole.signal(Signal::HUP);
+    assert_eq!(whole.line("serving "), address.to_string());
+    whole.signal(Signal::INT);
+    whole.line("event draining");
+    assert!(held.ask("x").unwrap().ends_with(" x"), "the first Ctrl-C lets sessions finish");
+    whole.signal(Signal::INT);
+    assert_eq!(whole.process.wait().unwrap().code(), Some(130));
+    assert!(held.line().is_err());
+
+    let (mut whole, _) = Whole::start();
+    whole.signal(Signal::TERM);
+    assert_eq!(whole.process.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_supervisor_that_is_killed_leaves_no_child_behind() {
+    let (mut whole, address) = Whole::start();
+    let mut held = Client::connect(address).unwrap();
+    let children = whole.children();
+    assert_eq!(children.len(), 5);
+    whole.process.kill().unwrap();
+    whole.process.wait().unwrap();
+    assert!(held.line().is_err());
+    // They are adopted by somebody else, who reaps them when it gets to it.
+    let ended =
+        |pid: u64| std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    let until = Instant::now() + PATIENCE;
+    while !children.iter().all(|&pid| ended(pid)) {
+        assert!(Instant::now() < until, "{children:?}");
+        thread::yield_now();
     }
 }
