@@ -1,1 +1,47 @@
-//! delivery
+//! Delivery: hands on what the spool holds, and is the only one who frees it.
+//!
+//! ```text
+//! worker ──doorbell (link)──┐
+//! own start, worker's death ┴─► Service.run ─ Follower.next ─► job ─► delivery threads ─► Route.deliver
+//!                                   ▲  retry heap ◄── Later ──────────── outcome ◄──────────┘
+//!                                   └─ acknowledge, sync, free segments ◄── Delivered
+//! ```
+//!
+//! - A message is handed on at least once; twice only when a crash falls between a route's success and our
+//!   durable note of it, and not even then into a Maildir (see [`maildir`]).
+//! - What fails now is tried again, later and later, and stays in the spool meanwhile. Nothing is ever given up:
+//!   a recipient without a route waits too, and an event says why.
+//! - Routes are chosen by the recipient's domain; a new kind of route is an implementation of [`Route`].
+//!
+//! The process around it gives it links from workers and the word to stop, through [`Handle`]:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use delivery::{Event, LineEnd, Maildir, Routes, Service, Settings};
+//!
+//! let disk = Arc::new(spool::RealDisk::open("spool".as_ref())?);
+//! let maildir = Maildir::new("mail/%d/%n", LineEnd::Lf)?;
+//! let settings = Settings::new(Routes::new(Some(Arc::new(maildir))));
+//! let (service, handle) = Service::open(disk, settings, Arc::new(|event: &Event<'_>| println!("{event}")))?;
+//! let running = std::thread::spawn(|| service.run());
+//! // handle.follow(link from a worker) …
+//! handle.stop();
+//! running.join().unwrap()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod event;
+pub mod maildir;
+mod retry;
+mod route;
+mod service;
+
+pub use event::{Event, Events};
+pub use maildir::{BadTemplate, LineEnd, Maildir};
+pub use retry::Retry;
+pub use route::{Discard, Mail, Route, Routes, Verdict};
+pub use service::{Handle, Service, Settings, Stats};
+
+#[cfg(test)]
+mod tests;

@@ -199,7 +199,9 @@ pub enum Notice {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WriterGone { writer, segments } => write!(f, "writer {writer} is gone; recovering {segments} segments"),
+            Self::WriterGone { writer, segments } => {
+                write!(f, "writer {writer} is gone; recovering {segments} segments")
+            }
             Self::Damaged { writer, segment, from, to, id, kept } => {
                 let file = names::segment(*writer, *segment);
                 write!(f, "{file}: octets {from} to {to} are damaged")?;
@@ -307,7 +309,10 @@ impl Follower {
     /// Takes the spool's lock and looks for what is there. Fails when another process has the lock.
     pub fn open(disk: Arc<dyn Disk>, watch: Arc<dyn Watch>) -> io::Result<Self> {
         let lock = disk.lock_dir("")?.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::WouldBlock, "spool: another delivery process works on it; stop that one first")
+            io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "spool: another delivery process works on it; stop that one first",
+            )
         })?;
         let mut follower = Self {
             disk,
@@ -404,9 +409,7 @@ impl Follower {
         let file: &dyn File = match &segment.file {
             Some(file) => &**file,
             None => {
-                opened = disk
-                    .open(&names::segment(key.writer, key.segment))
-                    .map_err(|_| ReadTrouble::Unreadable)?;
+                opened = disk.open(&names::segment(key.writer, key.segment)).map_err(|_| ReadTrouble::Unreadable)?;
                 &*opened
             }
         };
@@ -475,9 +478,9 @@ impl Follower {
         let Ok(file) = opened else { return };
         let mut head = [0; RECORD_HEADER_OCTETS];
         let read = file.read_at(key.offset, &mut head).unwrap_or(0);
-        let header = self.segment_mut(key.writer, key.segment).and_then(|segment| {
-            head.get(..read).and_then(|head| segment.key.decode(head, key.offset))
-        });
+        let header = self
+            .segment_mut(key.writer, key.segment)
+            .and_then(|segment| head.get(..read).and_then(|head| segment.key.decode(head, key.offset)));
         let Some(header) = header else { return };
         self.keep_copy(key.writer, key.segment, (key.offset, header.end()), Some(header.id), &*file);
         if let Some(id) = large {
@@ -682,7 +685,9 @@ impl Follower {
             loop {
                 let limit = at + RECORD_HEADER_OCTETS as u64 + 16;
                 let record = window.at(&*file, at, limit - at, limit);
-                let Some(header) = segment.key.decode(record, at).filter(|header| header.kind == Kind::Seal) else { break };
+                let Some(header) = segment.key.decode(record, at).filter(|header| header.kind == Kind::Seal) else {
+                    break;
+                };
                 let payload = record.get(RECORD_HEADER_OCTETS..).unwrap_or_default();
                 if segment.key.sum(payload) != header.payload_sum {
                     break;

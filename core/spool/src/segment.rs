@@ -241,12 +241,7 @@ impl Key {
 
     /// Appends a whole record whose payload is `parts`, for a segment position of `header.offset`.
     /// The checksum in `header` is filled in here.
-    pub fn append_record<'a>(
-        &self,
-        to: &mut Vec<u8>,
-        mut header: RecordHeader,
-        parts: impl Iterator<Item = &'a [u8]>,
-    ) {
+    pub fn append_record<'a>(&self, to: &mut Vec<u8>, mut header: RecordHeader, parts: impl Iterator<Item = &'a [u8]>) {
         let start = to.len();
         to.resize(start + RECORD_HEADER_OCTETS, 0);
         let payload = to.len();
@@ -360,14 +355,7 @@ impl Scan {
 
     /// The next item below `limit`; `None` when there is none (yet). `closed`: nothing will be appended any
     /// more, so what is incomplete now is damage.
-    pub fn next(
-        &mut self,
-        file: &dyn File,
-        window: &mut Window,
-        key: &Key,
-        limit: u64,
-        closed: bool,
-    ) -> Option<Item> {
+    pub fn next(&mut self, file: &dyn File, window: &mut Window, key: &Key, limit: u64, closed: bool) -> Option<Item> {
         if self.at >= limit {
             return None;
         }
@@ -391,14 +379,7 @@ impl Scan {
     }
 
     /// There should be a record at `self.at` and is none: goes to the next good header.
-    fn search(
-        &mut self,
-        file: &dyn File,
-        window: &mut Window,
-        key: &Key,
-        limit: u64,
-        closed: bool,
-    ) -> Option<Item> {
+    fn search(&mut self, file: &dyn File, window: &mut Window, key: &Key, limit: u64, closed: bool) -> Option<Item> {
         let from = self.at;
         let mut start = self.searched.max(from + BORDER);
         while start < limit {

@@ -207,7 +207,9 @@ impl SimDisk {
         }
         // A name in a folder that is not there leads nowhere.
         let folders: Vec<String> = after.names.keys().cloned().collect();
-        after.names.retain(|path, _| path.rsplit_once('/').is_none_or(|(folder, _)| folders.iter().any(|f| f == folder)));
+        after
+            .names
+            .retain(|path, _| path.rsplit_once('/').is_none_or(|(folder, _)| folders.iter().any(|f| f == folder)));
         after.inodes = state.inodes.iter().map(|inode| inode.after(image, &mut chance)).collect();
         after.durable_names = after.names.clone();
         Self { state: Arc::new(Mutex::new(after)) }

@@ -208,9 +208,8 @@ impl Writer {
             hooks,
         });
         let mut writer = Self { shared: shared.clone(), committer: None, preparer: None };
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(work)
-        };
+        let spawn =
+            |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(work);
         let threads = shared.clone();
         writer.preparer = Some(spawn("spool-ahead", Box::new(move || committer::prepare(&threads)))?);
         for jobs in lanes {

@@ -1,0 +1,79 @@
+//! What the operator hears of delivery.
+
+use std::fmt;
+
+use smtp::id::QueueId;
+
+/// Something worth a line in the log. Addresses are what clients sent: text, but not to be trusted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A recipient has the message.
+    Delivered {
+        /// The message.
+        id: QueueId,
+        /// The recipient's address.
+        recipient: &'a str,
+        /// The route's name.
+        route: &'a str,
+    },
+    /// A recipient has to wait.
+    Deferred {
+        /// The message.
+        id: QueueId,
+        /// The recipient's address.
+        recipient: &'a str,
+        /// The route's name; `None`: there is no route.
+        route: Option<&'a str>,
+        /// Why.
+        reason: &'a str,
+        /// Attempts so far.
+        attempts: u32,
+        /// Seconds until the next one.
+        next_seconds: u64,
+    },
+    /// A message cannot be handed on by this program: it stays in the spool.
+    Stuck {
+        /// The message.
+        id: QueueId,
+        /// Why.
+        reason: &'a str,
+    },
+    /// The spool has something to say.
+    Spool(&'a spool::Notice),
+    /// A link from a worker broke or said what it should not.
+    Link {
+        /// What.
+        reason: &'a str,
+    },
+}
+
+impl fmt::Display for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Delivered { id, recipient, route } => {
+                write!(f, "{id}: delivered to <{}> by {route}", recipient.escape_debug())
+            }
+            Self::Deferred { id, recipient, route, reason, attempts, next_seconds } => {
+                let route = route.unwrap_or("no route");
+                write!(f, "{id}: <{}> waits ({route}): {reason}; ", recipient.escape_debug())?;
+                write!(f, "attempt {attempts}, next in {next_seconds} s")
+            }
+            Self::Stuck { id, reason } => write!(f, "{id}: stays in the spool: {reason}"),
+            Self::Spool(notice) => notice.fmt(f),
+            Self::Link { reason } => write!(f, "link from a worker: {reason}"),
+        }
+    }
+}
+
+/// Takes events; called on any of delivery's threads, must not block for long.
+pub trait Events: Send + Sync {
+    /// One event.
+    fn event(&self, event: &Event<'_>);
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync> Events for F {
+    fn event(&self, event: &Event<'_>) {
+        self(event);
+    }
+}

@@ -1,0 +1,141 @@
+//! Where mail goes: routes, and which one a recipient takes.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use smtp::envelope::{Envelope, Recipient};
+use smtp::id::QueueId;
+use spool::Message;
+
+/// A message on its way out.
+pub struct Mail<'a> {
+    /// Who it is from and for.
+    pub envelope: &'a Envelope,
+    message: &'a Message,
+}
+
+impl<'a> Mail<'a> {
+    pub(crate) fn new(envelope: &'a Envelope, message: &'a Message) -> Self {
+        Self { envelope, message }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> QueueId {
+        self.message.id()
+    }
+
+    /// When it was accepted, milliseconds since 1970.
+    pub fn unix_ms(&self) -> u64 {
+        self.message.unix_ms()
+    }
+
+    /// Header lines that go before the body, CRLF line ends.
+    pub fn prepend(&self) -> &[u8] {
+        self.message.prepend()
+    }
+
+    /// Length of the body.
+    pub fn body_octets(&self) -> u64 {
+        self.message.body_octets()
+    }
+
+    /// Gives the body (header and all, as the client sent it, no dot stuffing, CRLF line ends) to `each`, part
+    /// by part.
+    pub fn body(&self, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        self.message.body(each)
+    }
+}
+
+/// How an attempt ended for one recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next one has taken it, durably.
+    Delivered,
+    /// Not now; with the reason for the operator.
+    Later(String),
+    /// Trying again will not help. Until there are bounces, it waits as long as retries go, and says so.
+    Never(String),
+}
+
+/// A way for mail to leave the spool.
+pub trait Route: Send + Sync {
+    /// As it is called in the configuration and in events.
+    fn name(&self) -> &str;
+
+    /// One attempt for these recipients of a message; one verdict for each, in their order. Runs on a delivery
+    /// thread and may block there.
+    fn deliver(&self, mail: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict>;
+
+    /// Whether `deliver` may take its time. One that never blocks runs without a change of thread when no
+    /// other route is in use.
+    fn blocks(&self) -> bool {
+        true
+    }
+}
+
+/// Takes everything and keeps nothing: for benches.
+pub struct Discard;
+
+impl Route for Discard {
+    fn name(&self) -> &str {
+        "discard"
+    }
+
+    fn deliver(&self, _: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict> {
+        vec![Verdict::Delivered; recipients.len()]
+    }
+
+    fn blocks(&self) -> bool {
+        false
+    }
+}
+
+/// Which route a recipient takes.
+#[derive(Default)]
+pub struct Routes {
+    all: Vec<Arc<dyn Route>>,
+    /// Domain in lower case, to place in `all`.
+    domains: HashMap<String, usize>,
+    default: Option<usize>,
+}
+
+impl Routes {
+    /// With a route for every domain that has none of its own.
+    pub fn new(default: Option<Arc<dyn Route>>) -> Self {
+        let mut routes = Self::default();
+        routes.default = default.map(|route| routes.place(route));
+        routes
+    }
+
+    /// Sends mail for a domain this way.
+    pub fn domain(mut self, domain: &str, route: Arc<dyn Route>) -> Self {
+        let place = self.place(route);
+        self.domains.insert(domain.to_lowercase(), place);
+        self
+    }
+
+    fn place(&mut self, route: Arc<dyn Route>) -> usize {
+        let place = self.all.iter().position(|known| Arc::ptr_eq(known, &route));
+        place.unwrap_or_else(|| {
+            self.all.push(route);
+            self.all.len() - 1
+        })
+    }
+
+    /// Place of the route for an address. One without a domain (`postmaster`) goes where its mailbox's would.
+    pub(crate) fn find(&self, recipient: &Recipient<'_>) -> Option<usize> {
+        let domain = |address: &str| address.rsplit_once('@').map(|(_, domain)| domain.to_lowercase());
+        let domain = domain(recipient.address).or_else(|| domain(recipient.mailbox));
+        domain.and_then(|domain| self.domains.get(&domain).copied()).or(self.default)
+    }
+
+    pub(crate) fn get(&self, place: usize) -> Option<&dyn Route> {
+        self.all.get(place).map(|route| &**route)
+    }
+
+    /// Whether any attempt may block.
+    pub(crate) fn block(&self) -> bool {
+        self.all.iter().any(|route| route.blocks())
+    }
+}
