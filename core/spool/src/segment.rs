@@ -367,8 +367,9 @@ impl Scan {
             return None;
         }
         let payload_octets = header.payload_octets();
-        let payload = match window.at(file, header.offset, RECORD_HEADER_OCTETS as u64 + payload_octets, limit) {
-            record if record.len() as u64 == RECORD_HEADER_OCTETS as u64 + payload_octets => {
+        let record_octets = (RECORD_HEADER_OCTETS as u64).saturating_add(payload_octets);
+        let payload = match window.at(file, header.offset, record_octets, limit) {
+            record if record.len() as u64 == record_octets => {
                 record.get(RECORD_HEADER_OCTETS..)
             }
             _ => None,
