@@ -180,8 +180,8 @@ impl TlsSession {
         self.connection.peer_certificates().unwrap_or_default().iter().map(AsRef::as_ref)
     }
 
-    /// How many octets it keeps, for tests.
-    pub(crate) fn pending_octets(&self) -> usize {
+    /// Octets of memory that it holds for incomplete records and messages; 0 while it is idle.
+    pub fn pending_octets(&self) -> usize {
         self.pending.capacity()
     }
 
@@ -232,7 +232,7 @@ impl TlsSession {
         self.pending = unused.to_vec();
         // A complete record that was not used holds the beginning of a handshake message; from here on rustls
         // moves octets about, and the headers behind cannot be relied upon.
-        self.record = record_octets(unused).is_none_or(|octets| octets > unused.len()).then_some(0);
+        self.record = Some(0);
         self.check_size(out)
     }
 
