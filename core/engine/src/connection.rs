@@ -112,6 +112,8 @@ pub struct Tls {
     pub session: tls::TlsSession,
     /// Known after the handshake.
     pub facts: Option<TlsFacts>,
+    /// Octets that the budget was charged for incomplete records.
+    pub charged: usize,
 }
 
 /// What a connection holds between two turns.

@@ -66,6 +66,7 @@ pub struct Local {
     pub secret: bool,
     pub session_base: u64,
     /// Boxes that connections gave back.
+    #[allow(clippy::vec_box, reason = "the boxes themselves go back and forth between shard and connection")]
     pub spare: Vec<Box<Held>>,
 }
 

@@ -13,9 +13,11 @@ use link::directory::{ANSWER, Answer, IdentityFields, QUESTION, Question};
 use link::{Link, Outbox, Received, frames};
 use sasl::{Secret, Status};
 use smtp::host::{Account, Identity, Outcome, Permission, RecipientOutcome, SaslOutcome, ScramLayout};
+use telemetry::Histogram;
 
 use crate::cache::{Addresses, Passwords, Tag};
 use crate::slab::{GenSlab, Token};
+use crate::watch::Watch;
 
 /// One shard's side of the conversation with the directory.
 pub struct Questions {
@@ -36,6 +38,7 @@ struct Pending {
     payload: Secret,
     /// The directory's epoch when it was asked.
     epoch: u64,
+    asked_ms: u64,
 }
 
 /// What is to be done with the answer.
@@ -65,6 +68,7 @@ impl Asked {
 pub struct Memory<'a> {
     pub passwords: &'a Passwords,
     pub addresses: &'a mut Addresses,
+    pub watch: &'a Watch,
     pub now_ms: u64,
 }
 
@@ -101,7 +105,7 @@ impl Questions {
         // Sized once: a buffer that grows leaves copies of the password behind.
         let mut payload = Secret::new(Vec::with_capacity(octets_max(question)));
         question.encode(payload.buffer());
-        let id = self.pending.insert(Pending { session, asked, payload, epoch });
+        let id = self.pending.insert(Pending { session, asked, payload, epoch, asked_ms: now_ms });
         if self.link.is_some() && !self.say(id) {
             let refused = self.pending.remove(id).map(|pending| pending.asked.temporary());
             return Err(refused.unwrap_or(Outcome::Elapsed));
@@ -210,7 +214,8 @@ impl Questions {
     }
 
     fn answer(&mut self, id: Token, answer: Answer<'_>, memory: &mut Memory<'_>, answers: &mut Vec<(Token, Outcome)>) {
-        let Some(Pending { session, asked, epoch, .. }) = self.pending.remove(id) else { return };
+        let Some(Pending { session, asked, epoch, asked_ms, .. }) = self.pending.remove(id) else { return };
+        memory.watch.observe(Histogram::QuestionMicros, memory.now_ms.saturating_sub(asked_ms) * 1000);
         let outcome = match (answer, asked) {
             (Answer::Sasl { status, doomed, account, identity, data, scram }, Asked::Password(tag)) => {
                 let outcome = sasl_answer(status, doomed, account, identity, data, scram);
@@ -329,16 +334,24 @@ mod tests {
     struct Bench {
         passwords: Passwords,
         addresses: Addresses,
+        watch: Watch,
         answers: Vec<(Token, Outcome)>,
     }
 
     impl Bench {
         fn new() -> Self {
-            Self { passwords: Passwords::new(1000).unwrap(), addresses: Addresses::new(8), answers: Vec::new() }
+            let slot = telemetry::Board::create(1).unwrap().slot(0).unwrap();
+            Self {
+                passwords: Passwords::new(1000).unwrap(),
+                addresses: Addresses::new(8),
+                watch: Watch::new(slot.clone(), telemetry::EventSender::new(1024, slot)),
+                answers: Vec::new(),
+            }
         }
 
         fn receive(&mut self, questions: &mut Questions) -> Result<(), Lost> {
-            let mut memory = Memory { passwords: &self.passwords, addresses: &mut self.addresses, now_ms: 5 };
+            let mut memory =
+                Memory { passwords: &self.passwords, addresses: &mut self.addresses, watch: &self.watch, now_ms: 5 };
             questions.receive(&mut memory, &mut self.answers)
         }
     }

@@ -517,7 +517,7 @@ impl Shard {
         if slot.tls.is_none() {
             let session = port.tls.as_ref().and_then(|server| tls::TlsSession::accept(server).ok());
             let Some(session) = session else { return Read::End };
-            slot.tls = Some(Box::new(Tls { session, facts: None }));
+            slot.tls = Some(Box::new(Tls { session, facts: None, charged: 0 }));
         }
         let (mut plain, mut wire) = (std::mem::take(&mut self.plain), std::mem::take(&mut self.wire));
         plain.clear();
@@ -551,6 +551,9 @@ impl Shard {
         }
         // A flight of the handshake, a ticket, an alert; feed() has sent it along with replies.
         self.flush(token);
+        if !self.charge_records(token) {
+            self.farewell(token, Farewell::Overload);
+        }
         self.plain = plain;
         if state == Some(tls::State::PeerClosed)
             && let Some(slot) = self.slots.get_mut(token)
@@ -870,6 +873,19 @@ impl Shard {
         permitted
     }
 
+    /// The same for records that are not complete.
+    fn charge_records(&mut self, token: Token) -> bool {
+        let Some(slot) = self.slots.get_mut(token) else { return true };
+        let known = slot.is_known();
+        let Some(tls) = &mut slot.tls else { return true };
+        let octets = tls.session.pending_octets();
+        let permitted = self.shared.budget.hold(tls.charged, octets, known);
+        if permitted {
+            tls.charged = octets;
+        }
+        permitted
+    }
+
     /// Gives the box back when nothing is in it any more.
     fn give_back(&mut self, token: Token) {
         let Some(slot) = self.slots.get_mut(token) else { return };
@@ -1087,6 +1103,9 @@ impl Shard {
                 self.local.spare.push(held);
             }
         }
+        if let Some(tls) = &slot.tls {
+            self.shared.budget.hold(tls.charged, 0, true);
+        }
         if let Some(ticket) = slot.ticket {
             self.shared.limits.disconnect(ticket);
         }
@@ -1210,7 +1229,12 @@ impl Shard {
 
     fn hear_directory(&mut self) {
         let passwords = &self.shared.passwords;
-        let mut memory = Memory { passwords, addresses: &mut self.local.addresses, now_ms: self.local.now.ms };
+        let mut memory = Memory {
+            passwords,
+            addresses: &mut self.local.addresses,
+            watch: &self.local.watch,
+            now_ms: self.local.now.ms,
+        };
         let heard = self.local.questions.receive(&mut memory, &mut self.answers);
         self.hand_out_answers();
         if let Err(Lost) = heard {

@@ -34,8 +34,8 @@ impl Policy for TestPolicy {
     fn rcpt(&self, _: &Facts<'_>, _: &Envelope, recipient: &str) -> Verdict {
         if recipient.ends_with("@demo.test") { Verdict::Ask } else { Verdict::Permit }
     }
-    fn header_from(&self, _: &Facts<'_>, _: &str) -> Verdict {
-        Verdict::Permit
+    fn header_from(&self, _: &Facts<'_>, address: &str) -> Verdict {
+        if address.starts_with("late") { Verdict::Ask } else { Verdict::Permit }
     }
 }
 
@@ -309,7 +309,7 @@ impl<S: Read + Write> Client<S> {
             let start = reply.len();
             match self.stream.read_line(&mut reply) {
                 Ok(0) => return reply,
-                Ok(_) if reply[start..].as_bytes().get(3) == Some(&b'-') => {}
+                Ok(_) if reply.as_bytes().get(start + 3) == Some(&b'-') => {}
                 Ok(_) => return reply,
                 Err(error) if is_end(&error) => return reply,
                 Err(error) => panic!("{error} after {reply:?}"),
@@ -433,7 +433,12 @@ fn answer<'a>(question: &Question<'a>) -> (String, Option<Answer<'a>>) {
             (format!("recipient {address}"), answer)
         }
         Question::Sender { address, .. } => {
-            let status = u8::from(!matches!(*address, "alice@demo.test" | "sales@demo.test"));
+            if address.starts_with("late") {
+                // A directory that takes its time.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            let granted = ["alice@demo.test", "sales@demo.test", "late@demo.test"];
+            let status = u8::from(!granted.contains(address));
             (format!("sender {address}"), Some(Answer::Sender { status }))
         }
     }
