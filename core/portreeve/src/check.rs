@@ -120,15 +120,20 @@ fn folders(config: &Config, report: &mut Report) {
         }
     }
     for route in &config.routes {
-        if let RouteKind::Maildir(path) = &route.kind {
-            check(&fixed_part(path), Some(route.written.span("route[].path")), "route.path");
+        if let RouteKind::Maildir(template) = &route.kind {
+            check(&fixed_part(template), Some(route.written.span("route[].path")), "route.path");
         }
     }
 }
 
-/// A path up to its first placeholder.
-pub fn fixed_part(path: &Path) -> std::path::PathBuf {
-    path.components().take_while(|part| !part.as_os_str().to_string_lossy().contains('{')).collect()
+/// The folder of a Maildir template up to its first variable.
+pub fn fixed_part(template: &str) -> std::path::PathBuf {
+    let path = template.replace("%%", "\0");
+    let fixed: std::path::PathBuf = Path::new(&path)
+        .components()
+        .take_while(|part| !part.as_os_str().to_string_lossy().contains('%'))
+        .collect();
+    fixed.to_string_lossy().replace('\0', "%").into()
 }
 
 fn users_file(config: &Config, report: &mut Report) {

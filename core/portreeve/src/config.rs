@@ -200,8 +200,8 @@ pub struct Route {
 /// What a route does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteKind {
-    /// Into Maildirs; the path may hold `{domain}` and `{user}`.
-    Maildir(PathBuf),
+    /// Into Maildirs; a template of [`delivery::Maildir`].
+    Maildir(String),
     /// Thrown away.
     Discard,
 }
@@ -636,17 +636,14 @@ fn route(table: &Table, base: &Path, report: &mut Report) -> Option<Route> {
             RouteKind::Discard
         }
         (_, Some(path)) => {
-            for part in path.split('{').skip(1) {
-                if !part.starts_with("domain}") && !part.starts_with("user}") {
-                    report.error(
-                        Some(table.span("route[].path")),
-                        "route.path",
-                        format!("unknown placeholder {{{}", part.split_inclusive('}').next().unwrap_or_default()),
-                        "write {domain} or {user}",
-                    );
-                }
+            // Only what the operator wrote is a template; the folder that it starts at is not.
+            let base = base.to_string_lossy().replace('%', "%%");
+            let template = Path::new(&base).join(&path).to_string_lossy().into_owned();
+            if let Err(bad) = delivery::Maildir::new(&template, delivery::LineEnd::Lf) {
+                let (cause, remedy) = crate::certificates::halves(&bad.to_string());
+                report.error(Some(table.span("route[].path")), "route.path", cause, remedy);
             }
-            RouteKind::Maildir(base.join(path))
+            RouteKind::Maildir(template)
         }
         (_, None) => {
             missing(table, "route[].path", report);

@@ -158,7 +158,7 @@ fn configuration([mx, submission, submissions]: [u16; 3]) -> String {
          [[route]]\n\
          domain = \"demo.test\"\n\
          kind = \"maildir\"\n\
-         path = \"mail/{{domain}}/{{user}}\"\n\
+         path = \"mail/%d/%n\"\n\
          \n\
          # Mail for all other domains is captured here: nothing leaves this machine.\n\
          [[route]]\n\

@@ -130,7 +130,7 @@ fn configuration(hostname: &str, domain: &str, root: bool) -> String {
          [[route]]\n\
          domain = \"{domain}\"\n\
          kind = \"maildir\"\n\
-         path = \"mail/{{domain}}/{{user}}\"\n\
+         path = \"mail/%d/%n\"\n\
          \n\
          # Mail for other domains waits in one Maildir for the program that sends it on.\n\
          [[route]]\n\

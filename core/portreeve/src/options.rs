@@ -613,9 +613,9 @@ pub const OPTIONS: &[Opt] = &[
         kind: Kind::Path,
         default: Default::Unset("required for `maildir`"),
         reload: Reload::Reload,
-        help: "Folder of the Maildirs. `{domain}` and `{user}` stand for the mailbox's parts; without them all mail \
-               of the route lands in one Maildir.",
-        example: "\"mail/{domain}/{user}\"",
+        help: "Folder of the Maildirs. `%d` stands for the mailbox's domain, `%n` for its name, `%u` for both, `%%` for a \
+               per cent sign; without them all mail of the route lands in one Maildir.",
+        example: "\"mail/%d/%n\"",
     },
     // Limits
     Opt {

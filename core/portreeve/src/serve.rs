@@ -88,8 +88,8 @@ fn prepare(config: &Config) -> Result<(), String> {
     folders.extend(config.users.file.parent().map(Path::to_owned));
     folders.extend(config.admin.socket.parent().map(Path::to_owned));
     for route in &config.routes {
-        if let RouteKind::Maildir(path) = &route.kind {
-            folders.push(check::fixed_part(path));
+        if let RouteKind::Maildir(template) = &route.kind {
+            folders.push(check::fixed_part(template));
         }
     }
     for folder in folders.iter().filter(|folder| !folder.exists()) {

@@ -11,7 +11,7 @@ key = "k.pem"
 
 [[route]]
 kind = "maildir"
-path = "mail/{domain}/{user}"
+path = "mail/%d/%n"
 
 [[listener]]
 role = "mx"
@@ -185,7 +185,8 @@ const BAD: &[Row] = &[
     ("[[tls.certificate]]\nkey = \"k\"", 1, 1, "tls.certificate.cert", "is missing", "add: cert = "),
     ("[[tls.certificate]]\ncert = \"c\"", 1, 1, "tls.certificate.key", "is missing", "add: key = "),
     ("[[route]]\nkind = \"discard\"\npath = \"x\"", 3, 8, "route.path", "means nothing", "take it out"),
-    ("[[route]]\nkind = \"maildir\"\npath = \"m/{usr}\"", 3, 8, "route.path", "unknown placeholder {usr}", "{user}"),
+    ("[[route]]\nkind = \"maildir\"\npath = \"m/%x\"", 3, 8, "route.path", "%x is unknown", "%n (local part)"),
+    ("[[route]]\nkind = \"maildir\"\npath = \"m/%d/../x\"", 3, 8, "route.path", "`..` may stand only before", "file"),
     // Nothing to serve
     ("", 0, 0, "listener", "there is none", "portreeve init"),
 ];
