@@ -232,7 +232,7 @@ impl TlsSession {
         self.pending = unused.to_vec();
         // A complete record that was not used holds the beginning of a handshake message; from here on rustls
         // moves octets about, and the headers behind cannot be relied upon.
-        self.record = Some(0);
+        self.record = record_octets(unused).is_none_or(|octets| octets > unused.len()).then_some(0);
         self.check_size(out)
     }
 
