@@ -119,6 +119,48 @@ fn a_large_message_streams_in() {
 }
 
 #[test]
+fn a_full_spool_makes_clients_wait() {
+    // Room for one chunk of the largest size: most of these messages wait for it most of the time.
+    let rig = Rig::start(Plan { pool_octets: 64 << 10, ..mx() });
+    let body = |n: usize| format!("{}\r\n", n.to_string().repeat(900)).repeat(400 + n);
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (mut client, body) = (rig.connect(), body(n));
+            scope.spawn(move || {
+                client.send(&format!("EHLO c.example\r\n{MAIL}"));
+                client.send(&format!("{body}.\r\nQUIT\r\n"));
+                let replies = client.rest();
+                assert!(replies.contains("queued as"), "{replies}");
+            });
+        }
+    });
+    let mut bodies: Vec<_> = rig.messages().into_iter().map(|(_, body)| body).collect();
+    bodies.sort();
+    assert!(bodies == (0..8).map(|n| body(n).into_bytes()).collect::<Vec<_>>());
+}
+
+#[test]
+fn strangers_do_not_stay_on_a_submission_port() {
+    let mut plan = Plan::new(Role::Submission, Tls::StartTls);
+    plan.deadlines.preauth_ms = Some(400);
+    let rig = Rig::start(plan);
+    let (mut known, mut stranger) = (rig.greeted(), rig.greeted());
+    known.expect("EHLO c.example", "250-");
+    known.expect(&format!("AUTH PLAIN {ALICE}"), "235");
+    let started = Instant::now();
+    let last = loop {
+        let reply = stranger.ask("NOOP");
+        if !reply.starts_with("250") {
+            break reply;
+        }
+        assert!(started.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(last.starts_with("421 4.4.2"), "{last}");
+    known.expect("NOOP", "250");
+}
+
+#[test]
 fn a_client_that_does_not_read_is_not_read_either() {
     let rig = Rig::start(Plan { send_octets: 4096, ..mx() });
     let mut client = rig.greeted();

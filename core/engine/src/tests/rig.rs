@@ -111,7 +111,8 @@ pub struct Plan {
     pub exempt: bool,
     /// Octets of the server's send buffers; 0: the kernel's choice.
     pub send_octets: usize,
-    pub with_directory: bool,
+    /// Memory of the spool for messages that come in.
+    pub pool_octets: usize,
 }
 
 impl Plan {
@@ -125,7 +126,7 @@ impl Plan {
             sessions_max: 10_000,
             exempt: true,
             send_octets: 0,
-            with_directory: true,
+            pool_octets: 64 << 20,
         }
     }
 }
@@ -161,12 +162,13 @@ impl Rig {
         let server = tls::ServerTls::new(&tls::Settings::default(), store, keys).unwrap();
 
         let directory = Directory::new();
-        let links = (0..plan.shards).filter(|_| plan.with_directory).map(|_| directory.link()).collect();
+        let links = (0..plan.shards).map(|_| directory.link()).collect();
         let board = telemetry::Board::create(2).unwrap();
         let counts = board.claim(0, Process::Worker, 1, 0).unwrap();
         let (notify, notices) = mpsc::channel();
         let options = spool::Options {
             segment_octets: 1 << 20,
+            pool_octets: plan.pool_octets,
             floors: spool::Floors { octets_percent: 0, octets_min: 0, inodes_percent: 0 },
             ..spool::Options::default()
         };
