@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -60,14 +61,19 @@ pub struct Service {
     retry: Retry,
     threads: usize,
     links: Vec<Link>,
-    /// Messages whose attempt failed, with the attempts so far.
-    waiting: HashMap<MessageKey, u32>,
+    /// Messages whose attempt failed.
+    waiting: HashMap<MessageKey, Waiting>,
     due: BinaryHeap<Reverse<(Instant, MessageKey)>>,
     in_flight: usize,
     spare: Vec<Message>,
     scan_at: Instant,
     /// Looks in quick succession that are still to come after a worker's end.
     hurried: u32,
+}
+
+struct Waiting {
+    id: QueueId,
+    attempts: u32,
 }
 
 /// What the process around gives to a service that runs.
@@ -103,9 +109,15 @@ struct Counts {
     set_aside: AtomicU64,
 }
 
-/// One attempt's end.
+/// A message and how its attempt ended.
 struct Outcome {
     message: Message,
+    attempted: Attempted,
+}
+
+/// One attempt's end.
+#[derive(Default)]
+struct Attempted {
     recipients: u32,
     settled: Vec<u32>,
     deferred: Vec<Deferred>,
@@ -215,11 +227,10 @@ impl Service {
     }
 
     fn take_inbox(&self) -> Inbox {
-        // In this order: what comes after the flag is down wakes us again.
+        // In this order: what is told after the flag is down wakes us again.
         let mut drained = [0; 8];
-        if self.shared.rung.swap(false, Ordering::SeqCst) {
-            let _ = rustix::io::read(&self.shared.wake, &mut drained);
-        }
+        let _ = rustix::io::read(&self.shared.wake, &mut drained);
+        self.shared.rung.store(false, Ordering::SeqCst);
         let mut inbox = self.shared.inbox.lock();
         let Inbox { links, bells, outcomes, stop } = &mut *inbox;
         // The word to stop stays said.
@@ -272,8 +283,8 @@ impl Service {
                 return false;
             }
             if !threaded {
-                let outcome = attempt(&self.shared, message);
-                self.settle(outcome);
+                let attempted = attempt_contained(&self.shared, &message);
+                self.settle(Outcome { message, attempted });
             } else if jobs.send(message).is_ok() {
                 self.in_flight += 1;
             }
@@ -294,7 +305,9 @@ impl Service {
                 Err(spool::ReadTrouble::Unknown) => drop(self.waiting.remove(&key)),
                 Err(spool::ReadTrouble::Unreadable) => {
                     let reason = "its record in the spool cannot be read now";
-                    self.shared.events.event(&Event::Stuck { id: QueueId(0), reason });
+                    if let Some(waiting) = self.waiting.get(&key) {
+                        self.shared.events.event(&Event::Stuck { id: waiting.id, reason });
+                    }
                     self.due.push(Reverse((now + self.retry.max, key)));
                 }
             }
@@ -303,7 +316,7 @@ impl Service {
     }
 
     fn settle(&mut self, outcome: Outcome) {
-        let Outcome { message, recipients, settled, deferred, damage } = outcome;
+        let Outcome { message, attempted: Attempted { recipients, settled, deferred, damage } } = outcome;
         let key = message.key();
         match damage {
             Some(Damage::Body) => {
@@ -336,12 +349,13 @@ impl Service {
     }
 
     fn defer(&mut self, key: MessageKey, message: &Message, deferred: &[Deferred]) {
-        let attempts = self.waiting.entry(key).or_insert(0);
-        *attempts = attempts.saturating_add(1);
+        let waiting = self.waiting.entry(key).or_insert(Waiting { id: message.id(), attempts: 0 });
+        waiting.attempts = waiting.attempts.saturating_add(1);
+        let attempts = waiting.attempts;
         let mut chance = [0; 4];
         // Without random numbers there is no spreading; nothing else depends on it.
         let _ = getrandom::fill(&mut chance);
-        let after = self.retry.after(*attempts, u32::from_le_bytes(chance));
+        let after = self.retry.after(attempts, u32::from_le_bytes(chance));
         self.due.push(Reverse((Instant::now() + after, key)));
         for Deferred { recipient, route, reason } in deferred {
             self.shared.counts.deferred.fetch_add(1, Ordering::Relaxed);
@@ -350,7 +364,7 @@ impl Service {
                 recipient,
                 route: route.and_then(|place| self.shared.routes.get(place)).map(|route| route.name()),
                 reason,
-                attempts: *attempts,
+                attempts,
                 next_seconds: after.as_secs(),
             });
         }
@@ -438,15 +452,22 @@ fn ring_all(follower: &mut Follower, events: &dyn Events, packet: &[u8]) {
 
 fn run_jobs(shared: &Shared, work: &Receiver<Message>) {
     for message in work {
-        let outcome = attempt(shared, message);
-        shared.tell(|inbox| inbox.outcomes.push(outcome));
+        let attempted = attempt_contained(shared, &message);
+        shared.tell(|inbox| inbox.outcomes.push(Outcome { message, attempted }));
     }
 }
 
+/// A panic in a route is that message's trouble and nobody else's.
+fn attempt_contained(shared: &Shared, message: &Message) -> Attempted {
+    std::panic::catch_unwind(AssertUnwindSafe(|| attempt(shared, message))).unwrap_or_else(|_| {
+        let damage = Damage::Stuck("its route panicked; this is a bug".to_owned());
+        Attempted { damage: Some(damage), ..Attempted::default() }
+    })
+}
+
 /// One attempt for all recipients that are not settled.
-fn attempt(shared: &Shared, message: Message) -> Outcome {
-    let mut outcome = Outcome { message, recipients: 0, settled: Vec::new(), deferred: Vec::new(), damage: None };
-    let message = &outcome.message;
+fn attempt(shared: &Shared, message: &Message) -> Attempted {
+    let mut outcome = Attempted::default();
     let envelope = match Envelope::decode(message.envelope()) {
         Ok(envelope) => envelope,
         Err(bad) => {

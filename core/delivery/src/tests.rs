@@ -401,3 +401,31 @@ fn stop_ends_what_is_under_way_and_notes_it() {
     assert_eq!(running.stop().count("delivered to"), 100 - first);
     assert_eq!(gate.delivered.load(Ordering::SeqCst), 100);
 }
+
+/// Panics the first time.
+#[derive(Default)]
+struct Clumsy(AtomicUsize);
+
+impl Route for Clumsy {
+    fn name(&self) -> &str {
+        "clumsy"
+    }
+
+    fn deliver(&self, _: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict> {
+        assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "planted");
+        vec![Verdict::Delivered; recipients.len()]
+    }
+}
+
+#[test]
+fn a_route_that_panics_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut worker = Worker::start(folder.path());
+    worker.commit(Some("a@b.example"), &[("c@demo.test", "c@demo.test")], b"x\r\n");
+    worker.die();
+    let running = Running::start(folder.path(), Routes::new(Some(Arc::new(Clumsy::default()))));
+    running.seen.wait(1, "its route panicked");
+    running.seen.wait(1, "delivered to");
+    wait_until_empty(folder.path());
+    running.stop();
+}

@@ -178,6 +178,17 @@ mod tests {
         (a.offset, a.recipients) == (b.offset, b.recipients) && members(a) == members(b)
     }
 
+    /// The format is a promise to later versions.
+    #[test]
+    fn golden_entry() {
+        let mut settled = Recipients::default();
+        [0, 9].into_iter().for_each(|recipient| settled.insert(recipient));
+        let mut octets = Vec::new();
+        Ack { offset: 0x1234, recipients: 10, settled }.encode(b"0123456789abcdef", &mut octets);
+        let hex: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
+        assert_eq!(hex, "30313233d16b1ef834120000000000000a000000010000000102000000000000");
+    }
+
     #[test]
     fn entries_come_back() {
         let (octets, acks) = sample();

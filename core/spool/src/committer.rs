@@ -11,7 +11,8 @@ use smtp::id::QueueId;
 
 use crate::pool::Listener;
 use crate::segment::{
-    HEADER_COPIES, Key, Kind, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader, SegmentHeader, WriterId, encode_seal,
+    HEADER_COPIES, Key, Kind, PAYLOAD_OCTETS_MAX, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader, SegmentHeader,
+    WriterId, encode_seal,
 };
 use crate::storage::File;
 use crate::writer::{Durability, Pending, PendingBody, Shared};
@@ -80,7 +81,8 @@ impl Log<'_> {
         let mut refused = None;
         for pending in batch.drain(..) {
             let octets = record_octets(&pending);
-            let fits = RECORDS_START + SEAL_OCTETS + octets <= self.shared.options.segment_octets;
+            let fits = octets <= PAYLOAD_OCTETS_MAX
+                && RECORDS_START + SEAL_OCTETS + octets <= self.shared.options.segment_octets;
             let trouble = match refused {
                 None if !fits => Some(Trouble::Temporary),
                 None => {
@@ -99,8 +101,9 @@ impl Log<'_> {
                 self.fail(&error);
             }
         }
-        self.sync();
+        // The chunks are free already; senders may go on while the disk works.
         self.shared.pool.wake();
+        self.sync();
     }
 
     /// Sees to it that `current` has room for a record.
@@ -173,6 +176,7 @@ impl Log<'_> {
             && !self.buffer.is_empty()
         {
             current.segment.write(current.position - self.buffer.len() as u64, &self.buffer)?;
+            self.shared.ahead.appended.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
             self.buffer.clear();
         }
         Ok(())
@@ -303,7 +307,7 @@ pub(crate) struct Prepared {
     filler: Box<dyn File>,
     /// Zero-filled up to here.
     filled: AtomicU64,
-    /// The log has come closer than the filler: no more filling. A growing file is as fast when that busy.
+    /// The log has come closer than the filler: no more filling.
     overtaken: AtomicBool,
     /// Held while a block is being filled.
     gate: Mutex<()>,
@@ -353,19 +357,20 @@ impl Prepared {
     }
 
     /// Zero-fills another block; false when there is nothing left to do.
-    fn fill(&self) -> bool {
+    fn fill(&self, zeros: &[u8]) -> bool {
         {
             let _gate = self.gate.lock();
             let filled = self.filled.load(Ordering::Acquire);
             if filled >= self.octets || self.overtaken.load(Ordering::Acquire) {
                 return false;
             }
-            let block = vec![0; fill_octets(self.octets).min(self.octets - filled) as usize];
-            if self.file.write_at(filled, &block).is_err() {
+            let octets = fill_octets(self.octets).min(self.octets - filled);
+            let block = zeros.get(..octets as usize).unwrap_or_default();
+            if self.file.write_at(filled, block).is_err() {
                 // The disk is full, perhaps: who writes messages will see and say so.
                 return false;
             }
-            self.filled.store(filled + block.len() as u64, Ordering::Release);
+            self.filled.store(filled + octets, Ordering::Release);
         }
         // Now, so that a commit's sync has only its own octets to wait for.
         self.filler.sync().is_ok()
@@ -392,6 +397,8 @@ pub(crate) struct Ahead {
     slot: Mutex<Slot>,
     changed: Condvar,
     stopped: AtomicBool,
+    /// Octets that the log has written: tells the filler how busy it is.
+    appended: AtomicU64,
 }
 
 #[derive(Default)]
@@ -451,6 +458,7 @@ impl Ahead {
 pub(crate) fn prepare(shared: &Shared) {
     let mut sequence = 0;
     let mut filling: VecDeque<Arc<Prepared>> = VecDeque::new();
+    let zeros = vec![0; fill_octets(shared.options.segment_octets) as usize];
     loop {
         let (create, look) = {
             let mut slot = shared.ahead.slot.lock();
@@ -487,8 +495,16 @@ pub(crate) fn prepare(shared: &Shared) {
                 }
             }
             shared.ahead.changed.notify_all();
-        } else if filling.front().is_some_and(|segment| !segment.fill()) {
-            filling.pop_front();
+        } else if let Some(segment) = filling.front() {
+            let before = shared.ahead.appended.load(Ordering::Relaxed);
+            let more = segment.fill(&zeros);
+            let meanwhile = shared.ahead.appended.load(Ordering::Relaxed) - before;
+            // At that pace a sync is shared by so many that a growing file is as fast, and filling would take
+            // half of the disk's bandwidth.
+            let busy = meanwhile > zeros.len() as u64 / 4;
+            if busy || !more {
+                filling.pop_front();
+            }
         }
     }
 }

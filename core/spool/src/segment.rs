@@ -31,6 +31,8 @@ pub const RECORDS_START: u64 = 8192;
 pub const SEGMENT_HEADER_OCTETS: usize = 64;
 /// Octets of a record header.
 pub const RECORD_HEADER_OCTETS: usize = 72;
+/// More than any payload has (bodies above 256 KiB have their own file): bounds what a reader holds at once.
+pub const PAYLOAD_OCTETS_MAX: u64 = 16 << 20;
 /// Records begin on multiples of this.
 pub const BORDER: u64 = 8;
 
@@ -367,12 +369,12 @@ impl Scan {
             return None;
         }
         let payload_octets = header.payload_octets();
-        let record_octets = (RECORD_HEADER_OCTETS as u64).saturating_add(payload_octets);
-        let payload = match window.at(file, header.offset, record_octets, limit) {
-            record if record.len() as u64 == record_octets => {
-                record.get(RECORD_HEADER_OCTETS..)
-            }
-            _ => None,
+        let payload = if payload_octets > PAYLOAD_OCTETS_MAX {
+            None
+        } else {
+            let record_octets = RECORD_HEADER_OCTETS as u64 + payload_octets;
+            let record = window.at(file, header.offset, record_octets, limit);
+            if record.len() as u64 == record_octets { record.get(RECORD_HEADER_OCTETS..) } else { None }
         };
         let good = payload.is_some_and(|payload| key.sum(payload) == header.payload_sum);
         self.at = header.end().min(limit.next_multiple_of(BORDER));

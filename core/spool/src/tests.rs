@@ -87,6 +87,10 @@ fn small_options() -> Options {
     Options { segment_octets: SMALL, pool_octets: 1 << 20, floors, ..Options::default() }
 }
 
+/// Makes the n-th operation of a kind fail.
+type Fault = fn(&SimDisk, u64);
+
+/// Envelope, prepend, body.
 type Whole = (Vec<u8>, Vec<u8>, Vec<u8>);
 
 /// What was handed over, and what became of it.
@@ -123,7 +127,7 @@ fn run_workload(disk: &SimDisk, options: Options) -> Ledger {
         ledger.submitted.insert(id(number), (envelope, prepend, body));
         tickets.push(number);
         // Some alone, some in a group.
-        if number % 3 != 0 {
+        if !number.is_multiple_of(3) {
             tickets.drain(..).for_each(|ticket| note(&mut ledger, &inbox, ticket));
         }
     }
@@ -146,7 +150,11 @@ fn quiet() -> Arc<dyn crate::Watch> {
 
 fn whole(message: &Message) -> Whole {
     let mut body = Vec::new();
-    message.body(&mut |part| Ok(body.extend_from_slice(part))).unwrap();
+    let mut keep = |part: &[u8]| {
+        body.extend_from_slice(part);
+        Ok(())
+    };
+    message.body(&mut keep).unwrap();
     (message.envelope().to_vec(), message.prepend().to_vec(), body)
 }
 
@@ -184,16 +192,20 @@ fn check(disk: &SimDisk, ledger: &Ledger) -> Result<(), String> {
     Ok(())
 }
 
-fn seeds() -> u64 {
-    std::env::var("PORTREEVE_SWEEP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(10)
+/// Seeds per kind of image in the sweep; more of them in a long run.
+fn sweep_seeds() -> u64 {
+    std::env::var("PORTREEVE_SWEEP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(100)
 }
 
+/// Seeds where other faults multiply them.
+const FEW_SEEDS: u64 = 10;
+
 /// Images of a crash now; those by chance with several seeds.
-fn images(disk: &SimDisk, salt: u64) -> impl Iterator<Item = (Image, u64, SimDisk)> + '_ {
+fn images(disk: &SimDisk, salt: u64, seeds: u64) -> impl Iterator<Item = (Image, u64, SimDisk)> + '_ {
     Image::ALL.into_iter().flat_map(move |image| {
         let fixed = matches!(image, Image::Lost | Image::Kept | Image::NamesOnly);
-        let seeds = if fixed { 1 } else { seeds() };
-        (0..seeds).map(move |seed| (image, seed, disk.image(image, salt * 1000 + seed)))
+        let seeds = if fixed { 1 } else { seeds };
+        (0..seeds).map(move |seed| (image, seed, disk.image(image, salt * 10_000 + seed)))
     })
 }
 
@@ -209,7 +221,7 @@ fn sweep(options: &Options, lie: Option<Lie>) -> (usize, Option<String>) {
         disk.crash_at(operation);
         lie.into_iter().for_each(|lie| disk.lie(lie));
         let ledger = run_workload(&disk, options.clone());
-        for (image, seed, after) in images(&disk, operation) {
+        for (image, seed, after) in images(&disk, operation, sweep_seeds()) {
             checked += 1;
             if let Err(violation) = check(&after, &ledger) {
                 let found = format!("crash before operation {operation}, image {image:?}, seed {seed}: {violation}");
@@ -277,7 +289,7 @@ fn a_crash_inside_recovery_loses_nothing_and_repeats_nothing_acknowledged() {
         let second = disk.image(Image::Kept, 0);
         second.crash_at(operation);
         let (handed_on, durable) = deliver(&second);
-        for (image, seed, third) in images(&second, operation) {
+        for (image, seed, third) in images(&second, operation, FEW_SEEDS) {
             let found = recover(Arc::new(third)).unwrap();
             for id in &ledger.acknowledged {
                 let there = found.get(id);
@@ -295,8 +307,7 @@ fn a_failed_sync_or_write_is_final_for_its_segment() {
     let disk = SimDisk::new();
     run_workload(&disk, small_options());
     let (mut refusals, mut stops) = (0, 0);
-    type Fail = fn(&SimDisk, u64);
-    let ways: [(u64, Fail); 2] = [(disk.syncs(), SimDisk::fail_sync), (disk.writes(), SimDisk::fail_write)];
+    let ways: [(u64, Fault); 2] = [(disk.syncs(), SimDisk::fail_sync), (disk.writes(), SimDisk::fail_write)];
     for (count, fail) in ways {
         for number in 0..count {
             let disk = SimDisk::new();
@@ -304,7 +315,7 @@ fn a_failed_sync_or_write_is_final_for_its_segment() {
             let ledger = run_workload(&disk, small_options());
             refusals += ledger.refused.len();
             stops += usize::from(ledger.stopped);
-            for (image, seed, after) in images(&disk, number) {
+            for (image, seed, after) in images(&disk, number, FEW_SEEDS) {
                 let context = format!("failure {number}, image {image:?}, seed {seed}");
                 check(&after, &ledger).unwrap_or_else(|violation| panic!("{context}: {violation}"));
                 let found = recover(Arc::new(after)).unwrap();
@@ -380,6 +391,26 @@ fn a_full_disk_is_said_and_forgotten_when_there_is_room_again() {
     assert!(!writer.is_stopped());
     drop((port, writer));
     assert_eq!(recover(Arc::new(disk)).unwrap().into_keys().collect::<BTreeSet<_>>(), good);
+}
+
+#[test]
+fn an_envelope_that_fits_nowhere_is_refused_alone() {
+    let disk = SimDisk::new();
+    let writer = Writer::open(Arc::new(disk.clone()), small_options(), Hooks::default()).unwrap();
+    let (inbox, port) = port(&writer);
+    for (number, envelope_octets, octets, expect) in [
+        (1, SMALL as usize, 10, false),
+        (2, SMALL as usize, 20_000, false),
+        (3, 20_000, 20_000, true),
+        (4, 10, 10, true),
+    ] {
+        let mut entry = port.begin(id(number), None).unwrap();
+        append_all(&inbox, &mut entry, &body(number, octets));
+        port.commit(entry, &vec![b'e'; envelope_octets], b"", number);
+        assert_eq!(inbox.wait(number).is_ok(), expect, "message {number}");
+    }
+    drop((port, writer));
+    assert_eq!(recover(Arc::new(disk)).unwrap().into_keys().collect::<Vec<_>>(), [id(3), id(4)]);
 }
 
 #[test]
@@ -640,6 +671,40 @@ fn recipients_are_settled_one_by_one_and_remembered() {
     assert_eq!(found, BTreeMap::from([(id(5), [true, false, true]), (id(6), [false; 3])]));
     follower.sync();
     assert_eq!(disk.files(), []);
+}
+
+#[test]
+fn a_log_of_acknowledgements_that_fails_is_followed_by_another() {
+    let (disk, ..) = small_spool();
+    let settle_all_but_one = |follower: &mut Follower| {
+        let mut message = Message::default();
+        while follower.next(&mut message) {
+            if message.id() != id(3) {
+                follower.acknowledge(message.key(), 1, std::iter::once(0));
+            }
+            follower.sync();
+        }
+    };
+    let (first, writes, syncs) = (disk.image(Image::Kept, 0), disk.writes(), disk.syncs());
+    assert!(writes > 0 && syncs > 0);
+    settle_all_but_one(&mut Follower::open(Arc::new(first.clone()), quiet()).unwrap());
+    let ways: [(u64, Fault); 2] = [(first.syncs(), SimDisk::fail_sync), (first.writes(), SimDisk::fail_write)];
+    for (count, fail) in ways {
+        for number in 0..count {
+            let disk = disk.image(Image::Kept, 0);
+            fail(&disk, number);
+            {
+                let mut follower = Follower::open(Arc::new(disk.clone()), quiet()).unwrap();
+                settle_all_but_one(&mut follower);
+                follower.sync();
+                assert!(!follower.has_unlogged(), "failure {number}");
+            }
+            for image in [Image::Lost, Image::Kept] {
+                let found = recover(Arc::new(disk.image(image, 0))).unwrap();
+                assert_eq!(found.into_keys().collect::<Vec<_>>(), [id(3)], "failure {number}, {image:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -476,7 +476,7 @@ impl Entry {
     pub fn spill(&mut self) {
         let shared = self.port.shared.clone();
         match &mut self.body {
-            Body::Held(held) if held.first.is_some() => self.into_file(&shared),
+            Body::Held(held) if held.first.is_some() => self.move_to_file(&shared),
             Body::Filed { filing, chunk } => {
                 if let Some(chunk) = chunk.take() {
                     filing.write(&shared, chunk);
@@ -523,7 +523,7 @@ impl Entry {
                     return false;
                 }
             }
-            self.into_file(shared);
+            self.move_to_file(shared);
         }
         let Body::Filed { filing, chunk } = &mut self.body else { return false };
         if chunk.is_none() && filing.may_write() {
@@ -534,7 +534,7 @@ impl Entry {
         chunk.is_some()
     }
 
-    fn into_file(&mut self, shared: &Arc<Shared>) {
+    fn move_to_file(&mut self, shared: &Arc<Shared>) {
         let Body::Held(held) = mem::replace(&mut self.body, Body::Gone) else { return };
         let filing = shared.bodies.begin(self.id);
         for chunk in held.into_chunks() {
