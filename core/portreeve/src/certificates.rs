@@ -32,7 +32,7 @@ pub enum Dates {
 
 /// Reads and checks all files. What is wrong goes to `report`; the sets are there when nothing is.
 pub fn read(config: &Config, dates: Dates, report: &mut Report) -> Option<Sets> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let now = unix_seconds();
     let before = report.findings.len();
     let mut files = Vec::new();
     for certificate in &config.certificates {
@@ -43,7 +43,8 @@ pub fn read(config: &Config, dates: Dates, report: &mut Report) -> Option<Sets> 
             report.error(Some(cert_span.clone()), "tls.certificate.cert", cause, remedy);
         });
         let key = pem(&certificate.key).map_err(|cause| {
-            let remedy = "put the PEM file there, or correct the path; it must be readable for whoever starts the server";
+            let remedy =
+                "put the PEM file there, or correct the path; it must be readable for whoever starts the server";
             report.error(Some(key_span.clone()), "tls.certificate.key", cause, remedy);
         });
         let (Ok(chain), Ok(key)) = (chain, key) else { continue };
@@ -85,6 +86,16 @@ pub fn read(config: &Config, dates: Dates, report: &mut Report) -> Option<Sets> 
         sets.push(CertificateSet::new(chosen).ok());
     }
     Some(sets)
+}
+
+fn unix_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+/// Whether two files are a certificate and its key, valid now.
+pub fn usable(cert: &Path, key: &Path) -> bool {
+    let parsed = pem(cert).and_then(|chain| parse(cert, &chain, key, &pem(key)?));
+    parsed.is_ok_and(|parsed| parsed.check_dates(unix_seconds()).is_ok())
 }
 
 fn parse(cert: &Path, chain: &[u8], key_path: &Path, key: &[u8]) -> Result<Certificate, String> {

@@ -72,12 +72,6 @@ pub fn all(file: &Path, occasion: Occasion) -> (Option<Checked>, Report) {
     (Some(Checked { config, certificates, libraries }), report)
 }
 
-/// Only the certificates, for tests and the watcher.
-#[cfg(test)]
-pub fn certificates(config: &Config, report: &mut Report) -> Option<Sets> {
-    certificates::read(config, Dates::Strict, report)
-}
-
 fn who_we_become(config: &Config, report: &mut Report) {
     let span = Some(config.written.span("process.user"));
     let span = span.filter(|_| config.written.entries.contains_key("process.user"));
@@ -112,7 +106,8 @@ fn folders(config: &Config, report: &mut Report) {
         }
     };
     let written = |path: &str| config.written.entries.get(path).map(|entry| entry.span.clone());
-    check(&config.process.state_dir, written("process.state_dir"), "process.state_dir");
+    // The state folder itself may stay root's; what children write lies below it.
+    check(&config.process.state_dir.join("run"), written("process.state_dir"), "process.state_dir");
     check(&config.spool.path, written("spool.path"), "spool.path");
     for (path, key) in [(&config.log.file, "log.file"), (&config.log.audit, "log.audit")] {
         if let Some(folder) = path.as_deref().and_then(Path::parent) {
@@ -129,10 +124,8 @@ fn folders(config: &Config, report: &mut Report) {
 /// The folder of a Maildir template up to its first variable.
 pub fn fixed_part(template: &str) -> std::path::PathBuf {
     let path = template.replace("%%", "\0");
-    let fixed: std::path::PathBuf = Path::new(&path)
-        .components()
-        .take_while(|part| !part.as_os_str().to_string_lossy().contains('%'))
-        .collect();
+    let fixed: std::path::PathBuf =
+        Path::new(&path).components().take_while(|part| !part.as_os_str().to_string_lossy().contains('%')).collect();
     fixed.to_string_lossy().replace('\0', "%").into()
 }
 
@@ -141,7 +134,8 @@ fn users_file(config: &Config, report: &mut Report) {
     let asks = config.listeners.iter().any(|l| l.auth != smtp::listener::AuthOffer::Off || !l.any_recipient);
     match Users::load(&config.users.file, &Arc::new(users::options(config))) {
         Ok(loaded) if loaded.is_empty() && asks => {
-            let cause = format!("{}: has no users: nobody can log in, no recipient exists", config.users.file.display());
+            let cause =
+                format!("{}: has no users: nobody can log in, no recipient exists", config.users.file.display());
             report.warning(span, "users.file", cause, "add one with `portreeve user add NAME@DOMAIN`");
         }
         Ok(_) => {}
@@ -159,15 +153,16 @@ fn users_file(config: &Config, report: &mut Report) {
 }
 
 fn ports(config: &Config, occasion: Occasion, report: &mut Report) {
+    // The supervisor itself says what it cannot bind; asking it from within a reload would wait for ever.
+    if occasion == Occasion::Reload {
+        return;
+    }
     let first = rights::first_port();
     // What the running server has bound is not in anybody's way.
-    let own: BTreeSet<String> = match occasion {
-        Occasion::Start => BTreeSet::new(),
-        Occasion::Check | Occasion::Reload => running_binds(config),
-    };
+    let own = if occasion == Occasion::Check { running_binds(config) } else { BTreeSet::new() };
     for listener in &config.listeners {
         for (index, address) in listener.bind.iter().enumerate() {
-            if own.contains(&address.to_string()) || occasion == Occasion::Reload {
+            if own.contains(&address.to_string()) {
                 continue;
             }
             let span = Some(listener.written.element("listener[].bind", index));
@@ -178,11 +173,15 @@ fn ports(config: &Config, occasion: Occasion, report: &mut Report) {
                 let (cause, remedy) = match error.kind() {
                     std::io::ErrorKind::AddrInUse => (
                         format!("{address} is in use by another program"),
-                        format!("stop that one (`ss -ltnp 'sport = :{}'` names it), or take another port", address.port()),
+                        format!(
+                            "stop that one (`ss -ltnp 'sport = :{}'` names it), or take another port",
+                            address.port()
+                        ),
                     ),
-                    std::io::ErrorKind::AddrNotAvailable => {
-                        (format!("{address} is no address of this host"), "write one of `ip address`, or 0.0.0.0".into())
-                    }
+                    std::io::ErrorKind::AddrNotAvailable => (
+                        format!("{address} is no address of this host"),
+                        "write one of `ip address`, or 0.0.0.0".into(),
+                    ),
                     _ => (format!("{address} cannot be bound: {error}"), "take another address or port".into()),
                 };
                 report.error(span, "listener.bind", cause, remedy);

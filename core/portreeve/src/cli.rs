@@ -142,26 +142,35 @@ Examples:
         json: bool,
     },
     /// Who may log in. Edits the users file; a running server sees the change within seconds.
-    #[command(subcommand, after_help = "\
+    #[command(
+        subcommand,
+        after_help = "\
 Examples:
   portreeve user add alice@example.org
   printf %s \"$PASSWORD\" | portreeve user add bob@example.org --password-stdin
   portreeve user list
   portreeve user import --from /etc/dovecot/users
 
-Passwords are asked for or read from standard input, never taken from the command line.")]
+Passwords are asked for or read from standard input, never taken from the command line."
+    )]
     User(UserCommand),
     /// Mechanism libraries.
-    #[command(subcommand, after_help = "\
+    #[command(
+        subcommand,
+        after_help = "\
 Examples:
   portreeve plugin list
-  portreeve plugin inspect ./libportreeve_legacy.so")]
+  portreeve plugin inspect ./libportreeve_legacy.so"
+    )]
     Plugin(PluginCommand),
     /// The configuration's vocabulary.
-    #[command(subcommand, after_help = "\
+    #[command(
+        subcommand,
+        after_help = "\
 Examples:
   portreeve config sample > portreeve.toml
-  portreeve config reference | less")]
+  portreeve config reference | less"
+    )]
     Config(ConfigCommand),
 }
 
@@ -299,11 +308,27 @@ mod tests {
             let help = command.clone().render_long_help().to_string();
             assert!(command.get_about().is_some(), "{path}: no description");
             let whole = path.split(' ').count() == 2 || path.starts_with("portreeve user ");
-            assert!(!whole || help.contains("Examples:\n  portreeve") || help.contains("Examples:\n  p"), "{path}: {help}");
+            assert!(
+                !whole || help.contains("Examples:\n  portreeve") || help.contains("Examples:\n  p"),
+                "{path}: {help}"
+            );
         });
         for path in [
-            "serve", "demo", "init", "check", "reload", "status", "user add", "user list", "user remove",
-            "user passwd", "user verify", "user import", "plugin list", "plugin inspect", "config sample",
+            "serve",
+            "demo",
+            "init",
+            "check",
+            "reload",
+            "status",
+            "user add",
+            "user list",
+            "user remove",
+            "user passwd",
+            "user verify",
+            "user import",
+            "plugin list",
+            "plugin inspect",
+            "config sample",
             "config reference",
         ] {
             assert!(seen.contains(&format!("portreeve {path}")), "{path}");
@@ -327,7 +352,8 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_exit_code_2() {
-        for arguments in [&["portreeve", "frob"][..], &["portreeve", "serve", "--nope"], &["portreeve", "user", "add"]] {
+        for arguments in [&["portreeve", "frob"][..], &["portreeve", "serve", "--nope"], &["portreeve", "user", "add"]]
+        {
             let error = Cli::try_parse_from(arguments).err().expect("refused");
             assert_eq!(error.exit_code(), 2, "{arguments:?}");
         }

@@ -53,8 +53,11 @@ pub struct Control {
     /// What `status` says about the configuration.
     pub about: serde_json::Value,
     /// The same of a configuration that comes later.
-    pub about_of: Box<dyn Fn(&[u8]) -> Option<serde_json::Value>>,
+    pub about_of: AboutOf,
 }
+
+/// From a configuration's octets to what `status` says about it.
+pub type AboutOf = Box<dyn Fn(&[u8]) -> Option<serde_json::Value>>;
 
 /// Another process whose events we write.
 struct Source {
@@ -117,7 +120,7 @@ impl Control {
                                     take_event(payload, "supervisor", &mut logs, &slot);
                                 }
                                 Ok((id, Message::AdminAnswer { ok, text }, _)) => {
-                                    admin.answer(id, ok, text, || telemetry::snapshot(&board));
+                                    admin.answer(id, ok, text, || numbers(&board));
                                 }
                                 Ok((_, Message::Config, Some(fd))) => {
                                     let octets = link::sealed::read(fd.as_fd())?;
@@ -241,6 +244,30 @@ fn ready<'a>(
     }
 }
 
+/// Everybody's numbers, with what the system counts for each process.
+fn numbers(board: &Board) -> serde_json::Value {
+    let mut numbers = telemetry::snapshot(board);
+    for process in numbers["processes"].as_array_mut().into_iter().flatten() {
+        let Some(pid) = process["pid"].as_u64() else { continue };
+        if let Some((cpu_ms, memory_octets)) = usage(pid) {
+            process["cpu_ms"] = json!(cpu_ms);
+            process["memory_octets"] = json!(memory_octets);
+        }
+    }
+    numbers
+}
+
+/// CPU time and resident memory of a process.
+fn usage(pid: u64) -> Option<(u64, u64)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, but ends with the last parenthesis; utime is the 14th field, rss the 24th.
+    let fields: Vec<u64> =
+        stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(|field| field.parse().unwrap_or(0)).collect();
+    let ticks = fields.get(10)? + fields.get(11)?;
+    let octets = fields.get(20)? * rustix::param::page_size() as u64;
+    Some((ticks * 1000 / rustix::param::clock_ticks_per_second(), octets))
+}
+
 /// What `status` shows beside the numbers.
 pub fn about(config: &crate::config::Config) -> serde_json::Value {
     let listeners: Vec<_> = config
@@ -260,4 +287,16 @@ pub fn about(config: &crate::config::Config) -> serde_json::Value {
         "data_loss_allowed": config.allow_data_loss && config.loses_data(),
         "listeners": listeners,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_counts_for_us() {
+        let (_, memory) = usage(u64::from(std::process::id())).unwrap();
+        assert!((1 << 20..1 << 34).contains(&memory), "{memory}");
+        assert_eq!(usage(u64::MAX), None);
+    }
 }

@@ -13,7 +13,7 @@ use backend::edit::NewUser;
 use crate::cli::exit;
 use crate::config::{self, Config};
 use crate::init::{certificate, program};
-use crate::{files, serve, terminal, users};
+use crate::{certificates, files, serve, terminal, users};
 
 /// Who can log in.
 const USERS: [&str; 2] = ["alice@demo.test", "bob@demo.test"];
@@ -48,7 +48,7 @@ fn prepare(dir: &Path) -> Result<(PathBuf, String), String> {
     let text = configuration(ports);
     files::write(&file, text.as_bytes(), 0o600)?;
     let (cert, key) = (dir.join("tls/cert.pem"), dir.join("tls/key.pem"));
-    if !cert.exists() || !key.exists() {
+    if !certificates::usable(&cert, &key) {
         certificate(&cert, &key, &["localhost", "mail.demo.test", "127.0.0.1"])?;
     }
     let (config, report) = config::load(&file);
@@ -76,8 +76,7 @@ fn free_port(wanted: u16, taken: &[u16]) -> Result<u16, String> {
 fn people(config: &Config, file: &Path) -> Result<[String; 2], String> {
     let kept = std::fs::read_to_string(file).unwrap_or_default();
     let file_of_users = users::file_of(config)?;
-    let existing: Vec<String> =
-        if config.users.file.exists() { names(&file_of_users)? } else { Vec::new() };
+    let existing: Vec<String> = if config.users.file.exists() { names(&file_of_users)? } else { Vec::new() };
     let mut passwords = [String::new(), String::new()];
     let mut lines = String::new();
     for (name, password) in USERS.iter().zip(&mut passwords) {
@@ -185,7 +184,8 @@ fn banner(dir: &Path, kept: bool, ports: [u16; 3], passwords: &[String; 2]) -> S
     let [alice, bob] = passwords;
     let (dir, program) = (typed(dir), program());
     let mut to = String::new();
-    let _ = writeln!(to, "  mx          smtp://127.0.0.1:{mx:<6} takes mail for demo.test, relays for the authenticated");
+    let _ =
+        writeln!(to, "  mx          smtp://127.0.0.1:{mx:<6} takes mail for demo.test, relays for the authenticated");
     let _ = writeln!(to, "  submission  smtp://127.0.0.1:{submission:<6} STARTTLS, then AUTH");
     let _ = writeln!(to, "  submissions smtps://127.0.0.1:{submissions:<5} TLS, then AUTH");
     for (usual, taken) in PORTS.iter().zip(ports).filter(|&(&usual, taken)| usual != taken) {

@@ -1,9 +1,9 @@
 //! `portreeve check --print-ehlo LISTENER`: what its clients are offered, said by the session itself.
 
+use smtp::Session;
 use smtp::host::TlsFacts;
 use smtp::listener::Tls;
 use smtp::testing::World;
-use smtp::Session;
 
 use crate::check::Checked;
 use crate::{listeners, plugins};

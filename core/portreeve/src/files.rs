@@ -35,7 +35,13 @@ pub fn state_folder(config: &Config) -> Result<(), String> {
 
 fn may_enter(meta: &fs::Metadata, ids: &Ids) -> bool {
     let group = meta.gid() == ids.gid || ids.groups.contains(&meta.gid());
-    let bit = if meta.uid() == ids.uid { 0o100 } else if group { 0o010 } else { 0o001 };
+    let bit = if meta.uid() == ids.uid {
+        0o100
+    } else if group {
+        0o010
+    } else {
+        0o001
+    };
     ids.uid == 0 || meta.mode() & bit != 0
 }
 
@@ -46,6 +52,16 @@ pub fn barrier(path: &Path, ids: &Ids, except: &Path) -> Option<std::path::PathB
     above.reverse();
     let closed = |folder: &&Path| *folder != except && fs::metadata(folder).is_ok_and(|meta| !may_enter(&meta, ids));
     above.into_iter().find(closed).map(Path::to_owned)
+}
+
+/// Makes a folder like [`private_folder`], and gives what was made to the user that children run as.
+pub fn folder_of_children(path: &Path, ids: Option<&Ids>) -> Result<(), String> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    private_folder(path)?;
+    match ids {
+        Some(ids) => missing.into_iter().try_for_each(|folder| give(folder, ids)),
+        None => Ok(()),
+    }
 }
 
 /// Writes a file in one step: whoever reads it sees the old content or the new.

@@ -98,6 +98,23 @@ impl Report {
         to
     }
 
+    /// All errors in one line, for a log.
+    pub fn line(&self) -> String {
+        let errors = self.findings.iter().filter(|finding| finding.severity == Severity::Error);
+        let told = errors.map(|finding| {
+            let place = match &finding.span {
+                Some(span) => {
+                    let (line, column) = self.position(span.start);
+                    format!("{}:{line}:{column}", self.file.display())
+                }
+                None => self.file.display().to_string(),
+            };
+            let key = if finding.key.is_empty() { String::new() } else { format!(" {}:", finding.key) };
+            visible(&format!("{place}:{key} {}; {}", finding.cause, finding.remedy))
+        });
+        told.collect::<Vec<_>>().join(" | ")
+    }
+
     fn render_one(&self, finding: &Finding, color: bool, to: &mut String) {
         let (paint, bold, plain) = match (color, finding.severity) {
             (false, _) => ("", "", ""),

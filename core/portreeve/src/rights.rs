@@ -29,7 +29,8 @@ pub fn first_port() -> u16 {
     const CAP_NET_BIND_SERVICE: u32 = 10;
     let capable = std::fs::read_to_string("/proc/self/status").ok().is_some_and(|status| {
         let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|set| set >> CAP_NET_BIND_SERVICE & 1 == 1)
+        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .is_some_and(|set| set >> CAP_NET_BIND_SERVICE & 1 == 1)
     });
     if capable {
         return 1;

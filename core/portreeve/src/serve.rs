@@ -70,7 +70,7 @@ fn begin(file: &Path, checked: Checked, banner: Option<String>) -> Result<u8, St
         serving: false,
         config: checked.config.clone(),
     };
-    let mut options = Options::new(checked.config.process.state_dir.join("run"), BUILD_ID);
+    let mut options = Options::new(&checked.config.process.state_dir, BUILD_ID);
     options.ids = rights::ids(&checked.config)?;
     let plan = program.plan(checked)?;
     let (supervisor, _handle) = Supervisor::new(options, plan, program).map_err(|error| error.to_string())?;
@@ -93,10 +93,7 @@ fn prepare(config: &Config) -> Result<(), String> {
         }
     }
     for folder in folders.iter().filter(|folder| !folder.exists()) {
-        files::private_folder(folder)?;
-        if let Some(ids) = &ids {
-            files::give(folder, ids)?;
-        }
+        files::folder_of_children(folder, ids.as_ref())?;
     }
     if !config.users.file.exists() {
         files::write(&config.users.file, b"# Users of Portreeve; `portreeve user add NAME@DOMAIN` adds one.\n", 0o600)?;
@@ -144,8 +141,7 @@ impl Program {
         let Checked { config, certificates, libraries } = checked;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let drain = u32::try_from(config.drain.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
-        let drain_seconds_max =
-            if self.demo { DEMO_DRAIN_SECONDS_MAX } else { DRAIN_SECONDS_MAX.max(drain) };
+        let drain_seconds_max = if self.demo { DEMO_DRAIN_SECONDS_MAX } else { DRAIN_SECONDS_MAX.max(drain) };
         let listeners = config.listeners.iter().flat_map(|listener| {
             listener.bind.iter().map(|address| Listener { name: listener.name.clone(), address: *address })
         });
@@ -189,8 +185,8 @@ impl Program {
                 Some(certificates::encode(&sets).to_vec())
             }
             None => {
-                let why = report.render(false);
-                self.say(Level::Error, "certificates.refused", &format!("the old ones stay in service: {}", why.trim_end()));
+                let why = format!("the old ones stay in service: {}", report.line());
+                self.say(Level::Error, "certificates.refused", &why);
                 None
             }
         }
@@ -209,8 +205,7 @@ impl Program {
             "json" => false,
             _ => stderr.is_terminal(),
         };
-        let line =
-            if human { event.human("supervisor", terminal::color()) } else { event.json("supervisor") };
+        let line = if human { event.human("supervisor", terminal::color()) } else { event.json("supervisor") };
         let _ = stderr.lock().write_all(line.as_bytes());
     }
 }
@@ -219,7 +214,7 @@ impl Hooks for Program {
     fn reload(&mut self) -> Result<Plan, String> {
         let (checked, report) = check::all(&self.file, Occasion::Reload);
         let Some(checked) = checked else {
-            return Err(format!("the configuration has mistakes:\n{}", report.render(false).trim_end()));
+            return Err(report.line());
         };
         if let Some(option) = needs_restart(&self.config, &checked.config) {
             return Err(format!("{option} changed, which needs a restart: stop the server and start it again"));
@@ -238,7 +233,12 @@ impl Hooks for Program {
         }
     }
 
-    fn serving(&mut self, _: &[Bound]) {
+    fn serving(&mut self, bound: &[Bound]) {
+        if !self.serving && !self.demo {
+            let addresses: Vec<String> =
+                bound.iter().map(|bound| format!("{} {}", bound.name, bound.address)).collect();
+            self.say(Level::Info, "serving", &addresses.join(", "));
+        }
         self.serving = true;
         if let Some(banner) = self.banner.take() {
             terminal::print(&banner);
@@ -271,4 +271,42 @@ fn needs_restart(now: &Config, next: &Config) -> Option<&'static str> {
         .filter(|option| option.reload == crate::options::Reload::Restart && !option.path.contains("[]"))
         .map(|option| option.path)
         .find(|path| differs(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_reloaded_is_named() {
+        let config = |more: &str| {
+            let good = include_str!("../../../config/examples/mx.toml");
+            let (config, report) = crate::config::parse(Path::new("/etc/p.toml"), &format!("{more}\n{good}"));
+            config.unwrap_or_else(|| panic!("{}", report.render(false)))
+        };
+        let now = config("");
+        assert_eq!(needs_restart(&now, &config("drain = \"5s\"\ntls.min = \"1.3\"")), None);
+        assert_eq!(needs_restart(&now, &config("log.level = \"debug\"")), Some("log.level"));
+        assert_eq!(needs_restart(&now, &config("spool.path = \"/elsewhere\"")), Some("spool.path"));
+        // Writing a default changes nothing.
+        assert_eq!(needs_restart(&now, &config("log.level = \"info\"")), None);
+    }
+
+    #[test]
+    fn a_changed_file_is_seen_by_size_time_or_inode() {
+        let dir = std::env::temp_dir().join(format!("portreeve-stamps-{}", std::process::id()));
+        files::private_folder(&dir).unwrap();
+        let text = "[[tls.certificate]]\ncert = \"c\"\nkey = \"k\"\n[[route]]\nkind = \"maildir\"\npath = \"m\"\n\
+                    [[listener]]\nrole = \"mx\"\nbind = [\"127.0.0.1:25\"]\ndomains = [\"a.test\"]\n";
+        let config = crate::config::parse(&dir.join("p.toml"), text).0.unwrap();
+        let mut seen = vec![stamps(&config)];
+        for change in [("c", "1"), ("k", "1"), ("c", "22"), ("k", "2")] {
+            files::write(&dir.join(change.0), change.1.as_bytes(), 0o600).unwrap();
+            let next = stamps(&config);
+            assert!(!seen.contains(&next), "{change:?}");
+            assert_eq!(next, stamps(&config));
+            seen.push(next);
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -61,11 +61,8 @@ fn open(arg: &ConfigArg) -> Result<UsersFile, ExitCode> {
 pub fn file_of(config: &Config) -> Result<UsersFile, String> {
     if let Some(folder) = config.users.file.parent().filter(|folder| !folder.exists()) {
         files::state_folder(config)?;
-        files::private_folder(folder)?;
         // A server that runs as somebody else must be able to read what is put there.
-        if let Ok(Some(ids)) = crate::rights::ids(config) {
-            files::give(folder, &ids)?;
-        }
+        files::folder_of_children(folder, crate::rights::ids(config).unwrap_or(None).as_ref())?;
     }
     Ok(UsersFile::new(&config.users.file, options(config)))
 }
@@ -82,8 +79,7 @@ fn done<T>(outcome: Result<T, EditError>, text: &str) -> Outcome {
 fn add(file: &UsersFile, name: &str, from_stdin: bool, cram_md5: bool, aliases: &[String]) -> Outcome {
     let password = terminal::password(from_stdin, true)?;
     let aliases: Vec<&str> = aliases.iter().map(String::as_str).collect();
-    let new =
-        NewUser { name, password: Some(password.as_bytes()), cram_md5, aliases: &aliases, ..NewUser::default() };
+    let new = NewUser { name, password: Some(password.as_bytes()), cram_md5, aliases: &aliases, ..NewUser::default() };
     let name = file.add(&new).map_err(|error| failed(&error))?;
     Ok(terminal::print(&format!("added {name}\n")))
 }

@@ -273,6 +273,7 @@ struct Wrong {
     remedy: Option<String>,
 }
 
+type Items<T> = Result<(Vec<T>, Vec<Range<usize>>), Vec<Wrong>>;
 type Read = Result<(Value, Vec<Range<usize>>), Vec<Wrong>>;
 
 fn read(kind: Kind, value: &Spanned<DeValue<'_>>) -> Read {
@@ -341,14 +342,10 @@ fn read(kind: Kind, value: &Spanned<DeValue<'_>>) -> Read {
             Some(text) => single(endpoint(text)),
             None => mistyped(&kind.describe()),
         },
-        Kind::Addresses => {
-            list(value, kind, |text| address(text)).map(|(items, spans)| (Value::Addresses(items), spans))
-        }
-        Kind::Networks => list(value, kind, |text| network(text)).map(|(items, spans)| (Value::Networks(items), spans)),
-        Kind::Domains => list(value, kind, |text| domain(text)).map(|(items, spans)| (Value::Words(items), spans)),
-        Kind::Mechanisms => {
-            list(value, kind, |text| mechanism(text)).map(|(items, spans)| (Value::Words(items), spans))
-        }
+        Kind::Addresses => list(value, kind, address).map(|(items, spans)| (Value::Addresses(items), spans)),
+        Kind::Networks => list(value, kind, network).map(|(items, spans)| (Value::Networks(items), spans)),
+        Kind::Domains => list(value, kind, domain).map(|(items, spans)| (Value::Words(items), spans)),
+        Kind::Mechanisms => list(value, kind, mechanism).map(|(items, spans)| (Value::Words(items), spans)),
         Kind::Words => {
             list(value, kind, |text| plain(text).map(str::to_owned)).map(|(items, spans)| (Value::Words(items), spans))
         }
@@ -362,7 +359,7 @@ fn list<T: PartialEq>(
     value: &Spanned<DeValue<'_>>,
     kind: Kind,
     item: impl Fn(&str) -> Result<T, (String, Option<String>)>,
-) -> Result<(Vec<T>, Vec<Range<usize>>), Vec<Wrong>> {
+) -> Items<T> {
     let Some(array) = value.get_ref().as_array() else {
         let remedy = value.get_ref().as_str().map(|text| format!("write it in brackets: [\"{text}\"]"));
         let cause = format!("is {}, but must be a {}", kind_name(value.get_ref()), kind.describe());

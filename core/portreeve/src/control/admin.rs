@@ -211,7 +211,10 @@ mod tests {
         admin.answer(asked, true, "{\"pid\":7}", || json!({"n": 1}));
         admin.turn(Instant::now(), |_, _| panic!("not asked"));
         let answer = line(&client);
-        assert_eq!(answer, json!({"ok": true, "about": {"version": "x"}, "status": {"n": 1}, "supervisor": {"pid": 7}}));
+        assert_eq!(
+            answer,
+            json!({"ok": true, "about": {"version": "x"}, "status": {"n": 1}, "supervisor": {"pid": 7}})
+        );
 
         client.write_all(b"{\"command\":\"frob\"}\nnonsense\n").unwrap();
         admin.turn(Instant::now(), |_, _| panic!("not asked"));

@@ -16,7 +16,9 @@ pub fn ask(socket: &Path, command: &str) -> Result<Value, String> {
     let place = socket.display();
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            format!("{place}: no server answers; start it with `portreeve serve`, or name its configuration with --config")
+            format!(
+                "{place}: no server answers; start it with `portreeve serve`, or name its configuration with --config"
+            )
         }
         io::ErrorKind::PermissionDenied => format!("{place}: not permitted; be root or the server's user"),
         _ => format!("{place}: {error}"),
@@ -43,7 +45,13 @@ pub fn render_status(answer: &Value) -> String {
     }
     for listener in about["listeners"].as_array().into_iter().flatten() {
         let binds: Vec<String> = listener["bind"].as_array().into_iter().flatten().map(word).collect();
-        let _ = writeln!(to, "listener    {:<12} {:<12} {}", word(&listener["name"]), word(&listener["role"]), binds.join(" "));
+        let _ = writeln!(
+            to,
+            "listener    {:<12} {:<12} {}",
+            word(&listener["name"]),
+            word(&listener["role"]),
+            binds.join(" ")
+        );
     }
     for process in answer["supervisor"]["processes"].as_array().into_iter().flatten() {
         let generation = process["generation"].as_u64().filter(|&generation| generation > 0);

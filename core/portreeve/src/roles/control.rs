@@ -25,7 +25,9 @@ pub fn run(startup: Startup) -> ExitCode {
             Some(Endpoint::Unix(path)) => Some(Door::Unix(unix_door(path)?)),
             Some(Endpoint::Tcp(address)) => {
                 let listener = TcpListener::bind(address);
-                Some(Door::Tcp(listener.map_err(|error| format!("admin.metrics: {address}: {error}; take another port"))?))
+                Some(Door::Tcp(
+                    listener.map_err(|error| format!("admin.metrics: {address}: {error}; take another port"))?,
+                ))
             }
         };
         Ok((told.config, logs, admin, metrics))

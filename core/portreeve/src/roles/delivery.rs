@@ -96,9 +96,9 @@ fn routes(config: &Config) -> Result<Routes, String> {
 
 fn route(from: &config::Route) -> Result<Arc<dyn Route>, String> {
     Ok(match &from.kind {
-        RouteKind::Maildir(template) => Arc::new(
-            Maildir::new(template, LineEnd::Lf).map_err(|bad| format!("route {:?}: {bad}", from.domain))?,
-        ),
+        RouteKind::Maildir(template) => {
+            Arc::new(Maildir::new(template, LineEnd::Lf).map_err(|bad| format!("route {:?}: {bad}", from.domain))?)
+        }
         RouteKind::Discard => Arc::new(Discard),
     })
 }
@@ -140,6 +140,8 @@ fn record<'a>(event: &'a delivery::Event<'a>) -> Event<'a> {
             let (name, level) = match other {
                 delivery::Event::Stuck { .. } => ("stuck", Level::Error),
                 delivery::Event::Link { .. } => ("link.broken", Level::Warning),
+                // The ordinary end of each worker.
+                delivery::Event::Spool(spool::Notice::WriterGone { .. }) => ("spool", Level::Info),
                 _ => ("spool", Level::Warning),
             };
             Event::log(name, level, now).untrusted("text", other.to_string().into_bytes())

@@ -38,8 +38,10 @@ pub fn run(mut startup: Startup) -> ExitCode {
         (Err(why), _) | (_, Err(why)) => return give_up(&startup.supervisor, &why),
     };
     let config = told.config;
-    let settings =
-        ServiceConfig { options: users::options(&config), ..ServiceConfig::new(config.users.file.clone(), *secrets.decoy) };
+    let settings = ServiceConfig {
+        options: users::options(&config),
+        ..ServiceConfig::new(config.users.file.clone(), *secrets.decoy)
+    };
     let reporter = events.clone();
     let report = Arc::new(move |event: &backend::event::Event| {
         let level = if event.is_error() { Level::Error } else { Level::Info };

@@ -50,7 +50,9 @@ pub fn run(mut startup: Startup) -> ExitCode {
         events.flush();
         for later in startup.supervisor.receive() {
             match later {
-                Later::Peer(Peer { role: Role::Directory, shard, link, .. }) => worker.handle.connect_directory(shard, link),
+                Later::Peer(Peer { role: Role::Directory, shard, link, .. }) => {
+                    worker.handle.connect_directory(shard, link)
+                }
                 Later::Peer(Peer { role: Role::Control, link, .. }) => events.connect(link),
                 Later::Peer(Peer { role: Role::Delivery, link, .. }) => {
                     worker.doorbell.connect(link, worker.handle.spool().and_then(Writer::position));
@@ -167,9 +169,11 @@ impl Running {
         let spool = open_spool(&config, &doorbell, events)?;
         let limits = startup.limits.take().ok_or("the supervisor sent no table of limits")?;
         let limits = limits::Table::attach(limits.0, limits.1).map_err(|error| error.to_string())?;
-        let bell = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(io::Error::from).map_err(
-            |error| format!("no descriptor for notices: {error}; raise the limit of open files"),
-        )?);
+        let bell = Arc::new(
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+                .map_err(io::Error::from)
+                .map_err(|error| format!("no descriptor for notices: {error}; raise the limit of open files"))?,
+        );
         let (notify, notices) = channel();
         let handle = Worker::start(Setup {
             shards,
@@ -182,10 +186,7 @@ impl Running {
             counts: startup.slot.clone(),
             events: events.clone(),
             notify: Box::new(notifier(notify, bell.clone())),
-            bounds: Bounds {
-                password_cache_ms: config.users.password_cache.as_millis() as u64,
-                ..Bounds::default()
-            },
+            bounds: Bounds { password_cache_ms: config.users.password_cache.as_millis() as u64, ..Bounds::default() },
         })
         .map_err(|error| error.to_string())?;
         for (id, line) in registry.take_log() {
@@ -301,7 +302,8 @@ fn open_spool(config: &Config, doorbell: &Arc<Door>, events: &EventSender) -> Re
         doorbell: Box::new(move |ring| door.ring(ring)),
         trouble: Box::new(move |text| tell(&log, "spool.trouble", Level::Error, text)),
     };
-    Writer::open(Arc::new(disk), options, hooks).map_err(|error| format!("spool: {}: {error}", config.spool.path.display()))
+    Writer::open(Arc::new(disk), options, hooks)
+        .map_err(|error| format!("spool: {}: {error}", config.spool.path.display()))
 }
 
 /// The way to delivery. Only the newest doorbell counts: one that cannot be sent is kept, and replaced by
