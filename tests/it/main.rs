@@ -5,10 +5,12 @@
 mod bare;
 mod clients;
 mod dialog;
+mod fuzz;
 mod mechanisms;
 mod model;
 mod replies;
 mod server;
 mod soak;
 mod splits;
+mod tidy;
 mod wire;

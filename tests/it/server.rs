@@ -42,7 +42,11 @@ pub struct Options {
 }
 
 /// Where the built program lies; builds it first, so that a test never meets an old one.
+/// `PORTREEVE_PROGRAM` names another one, say an installed one, which is taken as it is.
 pub fn program() -> PathBuf {
+    if let Some(program) = std::env::var_os("PORTREEVE_PROGRAM") {
+        return program.into();
+    }
     static BUILT: Once = Once::new();
     // …/target/<profile>/deps/it-<hash>
     let own = std::env::current_exe().expect("our own path");
@@ -128,7 +132,7 @@ impl Server {
                 self.ip
             );
         }
-        text += &format!("\n[[route]]\ndomain = \"{DOMAIN}\"\nkind = \"maildir\"\npath = \"mail/{{domain}}/{{user}}\"\n");
+        text += &format!("\n[[route]]\ndomain = \"{DOMAIN}\"\nkind = \"maildir\"\npath = \"mail/%d/%n\"\n");
         text += "\n[[route]]\ndomain = \"*\"\nkind = \"maildir\"\npath = \"mail/outbound\"\n";
         text + "\n[log]\nformat = \"json\"\n" + tables
     }
@@ -295,7 +299,9 @@ impl Drop for Server {
             }
         }
         if std::thread::panicking() {
-            eprintln!("--- log of portreeve ---\n{}---", self.log());
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- end of the log of portreeve ---\n{}\n---", lines[lines.len().saturating_sub(30)..].join("\n"));
         }
     }
 }

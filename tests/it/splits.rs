@@ -50,7 +50,7 @@ fn heard(listener: &Arc<Listener>, octets: &[u8], manners: Manners, seed: Option
 }
 
 /// Lines a client might send, and some that it should not.
-const LINES: [&[u8]; 40] = [
+pub const LINES: [&[u8]; 40] = [
     b"EHLO client.example\r\n",
     b"HELO client.example\r\n",
     b"MAIL FROM:<alice@demo.test>\r\n",
@@ -139,7 +139,7 @@ proptest! {
 
 /// What RFC 5321 §4.1.1.4 and §4.5.2 say, in as few lines as possible: the body, whether a CR or LF in it
 /// stands alone, and what follows the end of data.
-fn reference(data: &[u8]) -> Option<(Vec<u8>, bool, &[u8])> {
+pub fn reference(data: &[u8]) -> Option<(Vec<u8>, bool, &[u8])> {
     let end = if data.starts_with(b".\r\n") {
         0
     } else {
