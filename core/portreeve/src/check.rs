@@ -211,3 +211,107 @@ fn running_binds(config: &Config) -> BTreeSet<String> {
     let binds = listeners.iter().flat_map(|listener| listener["bind"].as_array().cloned().unwrap_or_default());
     binds.filter_map(|bind| bind.as_str().map(str::to_owned)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Severity;
+
+    struct Host {
+        dir: std::path::PathBuf,
+    }
+
+    impl Host {
+        fn new(name: &str) -> Host {
+            let dir = std::env::temp_dir().join(format!("portreeve-check-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&dir);
+            files::private_folder(&dir).unwrap();
+            crate::init::certificate(&dir.join("c.pem"), &dir.join("k.pem"), &["mail.check.test"]).unwrap();
+            Host { dir }
+        }
+
+        /// Checks a good file with `from` replaced by `to`; returns errors as `line:column key: cause; remedy`.
+        fn errors(&self, from: &str, to: &str) -> Vec<String> {
+            let good = "hostname = \"mail.check.test\"\n\
+                        [process]\nuser = \"root\"\n\
+                        [spool]\npath = \"spool\"\n\
+                        [users]\nfile = \"users\"\n\
+                        [plugins]\nload = [\"not_there\"]\n\
+                        [[tls.certificate]]\ncert = \"c.pem\"\nkey = \"k.pem\"\n\
+                        [[route]]\nkind = \"maildir\"\npath = \"mail/%d/%n\"\n\
+                        [[listener]]\nrole = \"mx\"\nbind = [\"127.0.0.1:0\"]\ndomains = [\"check.test\"]\nauth = \"off\"\n";
+            assert!(good.contains(from), "{from}");
+            let file = self.dir.join("p.toml");
+            let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap().to_string();
+            std::fs::write(&file, good.replace(from, to).replace("127.0.0.1:0", &free)).unwrap();
+            let (checked, report) = all(&file, Occasion::Start);
+            assert_eq!(checked.is_none(), report.has_errors());
+            let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
+            let told = errors.map(|f| {
+                let (line, column) = f.span.as_ref().map_or((0, 0), |span| report.position(span.start));
+                format!("{line}:{column} {}: {}; {}", f.key, f.cause, f.remedy)
+            });
+            told.collect()
+        }
+    }
+
+    impl Drop for Host {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_this_host_is_named_with_its_place() {
+        let host = Host::new("places");
+        std::fs::write(host.dir.join("file"), "no folder").unwrap();
+        std::fs::write(host.dir.join("bad-users"), "alice@check.test:{NO-SUCH-SCHEME}x\n").unwrap();
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let held = holder.local_addr().unwrap().to_string();
+        for (from, to, wanted) in [
+            ("hostname", "hostname", "9:9 plugins.load: "),
+            ("\"spool\"", "\"file/spool\"", "5:8 spool.path: "),
+            ("\"mail/%d/%n\"", "\"file/%d\"", "15:8 route.path: "),
+            ("\"users\"", "\"bad-users\"", "7:8 users.file: "),
+            ("\"c.pem\"", "\"x.pem\"", "11:8 tls.certificate.cert: "),
+            ("\"k.pem\"", "\"c.pem\"", "11:8 tls.certificate.cert: "),
+            ("127.0.0.1:0", held.as_str(), "18:9 listener.bind: "),
+            ("127.0.0.1:0", "192.0.2.1:42525", "18:9 listener.bind: 192.0.2.1:42525 is no address of this host"),
+        ] {
+            let errors = host.errors(from, to);
+            assert!(errors.iter().any(|error| error.starts_with(wanted)), "{to}: wanted {wanted}, found {errors:#?}");
+        }
+        // A port whose holder is gone is free again.
+        drop(holder);
+        let errors = host.errors("127.0.0.1:0", &held);
+        assert!(!errors.iter().any(|error| error.contains("listener.bind")), "{errors:?}");
+    }
+
+    #[test]
+    fn mechanisms_without_a_library_name_the_one_that_has_them() {
+        let host = Host::new("mechanisms");
+        let file = host.dir.join("p.toml");
+        let text = "[plugins]\nload = []\n[[tls.certificate]]\ncert = \"c.pem\"\nkey = \"k.pem\"\n\
+                    [[route]]\nkind = \"maildir\"\npath = \"m\"\n\
+                    [[listener]]\nrole = \"mx\"\nbind = [\"127.0.0.1:1\"]\ndomains = [\"a.test\"]\nauth = \"off\"\n";
+        let (config, _) = config::parse(&file, text);
+        let mut config = config.unwrap();
+        config.listeners[0].auth = smtp::listener::AuthOffer::AfterTls;
+        config.listeners[0].mechanisms = vec!["CRAM-MD5".into(), "X-OWN".into()];
+        let mut report = Report::new(config.file.clone(), config.text.clone());
+        assert!(plugins::read(&config, &mut report).is_none());
+        let told = report.line();
+        assert!(
+            told.contains("no loaded library has the mechanism CRAM-MD5; add \"legacy\" to plugins.load"),
+            "{told}"
+        );
+        assert!(told.contains("X-OWN"), "{told}");
+    }
+
+    #[test]
+    fn the_fixed_part_of_a_template() {
+        for (template, fixed) in [("/m/%d/%n", "/m"), ("/m/out", "/m/out"), ("/m/50%%/%u", "/m/50%"), ("/%d", "/")] {
+            assert_eq!(fixed_part(template), Path::new(fixed), "{template}");
+        }
+    }
+}

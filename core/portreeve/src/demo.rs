@@ -220,7 +220,7 @@ fn banner(dir: &Path, kept: bool, ports: [u16; 3], passwords: &[String; 2]) -> S
     let _ = writeln!(
         to,
         "  swaks --server 127.0.0.1:{submission} --tls --auth CRAM-MD5 --auth-user {} --auth-password {alice} \
-         --from {} --to {} --hide-all && ls {dir}/mail/demo.test/bob/new",
+         --from {} --to {} --hide-all && sleep 1 && ls {dir}/mail/demo.test/bob/new",
         USERS[0], USERS[0], USERS[1],
     );
     let _ = writeln!(to, "  swaks --server 127.0.0.1:{mx} --from stranger@elsewhere.example --to {}", USERS[0]);
