@@ -35,7 +35,8 @@ pub(crate) fn run(shared: &Shared) {
             let mut queue = shared.queue.lock();
             while queue.pending.is_empty() {
                 if queue.stop {
-                    return;
+                    drop(queue);
+                    return log.end();
                 }
                 queue.committer_sleeps = true;
                 shared.queued.wait(&mut queue);
@@ -222,14 +223,23 @@ impl Log<'_> {
             self.failed = Some(current);
         }
         // Sealed before anybody is told: after "451" the message must not turn up. When there is no segment to
-        // be had now, the next commit tries again.
-        let _ = self.next_segment();
+        // be had now, nor at a second try, the next commit tries again, and so does the end of this process.
+        if self.next_segment().is_err() {
+            let _ = self.next_segment();
+        }
         for waiting in waiting {
             // Without a seal the record may be found: then its body had better be there.
             if let (Some(id), None) = (waiting.filed, &self.failed) {
                 self.shared.bodies.discard(id);
             }
             waiting.listener.completions.done(waiting.ticket, Err(Trouble::of(error)));
+        }
+    }
+
+    /// The last chance to say how far a failed segment may be read.
+    fn end(mut self) {
+        if self.failed.is_some() {
+            let _ = self.next_segment();
         }
     }
 
