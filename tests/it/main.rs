@@ -4,6 +4,7 @@
 
 mod bare;
 mod clients;
+mod crash;
 mod dialog;
 mod fuzz;
 mod mechanisms;
