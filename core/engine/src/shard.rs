@@ -244,9 +244,6 @@ impl Shard {
     fn end_of_turn(&mut self) {
         let (shared, number) = (&self.shared, self.local.number);
         let now = self.local.now;
-        if let Some(sessions) = shared.sessions.get(number) {
-            sessions.store(self.slots.len() as u64, Ordering::Relaxed);
-        }
         // The process is as alive as its slowest shard (CONTRACT C26).
         if let Some(beat) = shared.beats.get(number)
             && now.unix_ms.saturating_sub(beat.load(Ordering::Relaxed)) >= HEARTBEAT_MS / 2
@@ -334,6 +331,7 @@ impl Shard {
             started: tick,
             session: Session::new(),
         });
+        self.count_sessions();
         self.local.watch.add(Counter::ConnectionsAccepted, 1);
         self.local.watch.gauge(Gauge::Sessions, 1);
         self.guarded(token, |shard| {
@@ -638,12 +636,7 @@ impl Shard {
             }
             // RFC 3207 §6: what came before the handshake is dropped.
             Next::StartTls => slot.set(flag::START_TLS),
-            Next::Close => {
-                slot.stage = Stage::Closing;
-                if !rest.is_empty() {
-                    slot.set(flag::READABLE);
-                }
-            }
+            Next::Close => slot.stage = Stage::Closing,
         }
         self.flush(token);
     }
@@ -1109,8 +1102,15 @@ impl Shard {
         if let Some(ticket) = slot.ticket {
             self.shared.limits.disconnect(ticket);
         }
+        self.count_sessions();
         self.local.watch.gauge(Gauge::Sessions, -1);
         self.closed = true;
+    }
+
+    fn count_sessions(&self) {
+        if let Some(sessions) = self.shared.sessions.get(self.local.number) {
+            sessions.store(self.slots.len() as u64, Ordering::Relaxed);
+        }
     }
 
     /// Runs a piece of a session's work; a panic in it ends that session only.
