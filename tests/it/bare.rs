@@ -9,8 +9,8 @@ use policy::{Recipients, RolePolicy};
 use sasl::{Secret, Status};
 use smtp::envelope::Envelope;
 use smtp::host::{
-    Account, Allowance, Charge, Context, Effect, Host, Identity, Note, Outcome, Peer, Permission, Pools, RecipientOutcome,
-    SaslOutcome, SessionId, TlsFacts, Trouble,
+    Account, Allowance, Charge, Context, Effect, Host, Identity, Note, Outcome, Peer, Permission, Pools,
+    RecipientOutcome, SaslOutcome, SessionId, TlsFacts, Trouble,
 };
 use smtp::id::QueueId;
 use smtp::listener::{AuthOffer, Limits, Listener, Role, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
@@ -119,7 +119,8 @@ fn sasl_outcome(effect: &sasl::Effect<'_>) -> SaslOutcome {
     let (found, right) = match *effect {
         sasl::Effect::VerifyPassword { authcid, authzid, password } => {
             let found = user(authcid);
-            let own = authzid.is_empty() || found.is_some_and(|user| user.names.iter().any(|n| n.as_bytes() == authzid));
+            let own =
+                authzid.is_empty() || found.is_some_and(|user| user.names.iter().any(|n| n.as_bytes() == authzid));
             (found, own && found.is_some_and(|user| user.password == password))
         }
         sasl::Effect::FetchKey { authcid, .. } => {
@@ -311,7 +312,6 @@ impl Host for World {
 /// A session, its world, and what the client has not read yet.
 pub struct Bare {
     listener: Arc<Listener>,
-    peer: Peer,
     tls: Option<&'static TlsFacts>,
     session: Option<Session>,
     pools: Pools,
@@ -348,7 +348,6 @@ impl Bare {
     pub fn connect(listener: Arc<Listener>, manners: Manners) -> Self {
         let mut bare = Self {
             listener,
-            peer: STRANGER,
             tls: None,
             session: None,
             pools: Pools::default(),
@@ -381,11 +380,6 @@ impl Bare {
         bare
     }
 
-    /// The peer's address and exemptions from the next connection on.
-    pub fn set_peer(&mut self, peer: Peer) {
-        self.peer = peer;
-    }
-
     /// Ends the session, if there is one, and begins another with the same pools.
     pub fn reconnect(&mut self) {
         self.hang_up();
@@ -411,7 +405,7 @@ impl Bare {
     fn with<T>(&mut self, session: &mut Session, call: impl FnOnce(&mut Session, &mut Context<'_>) -> T) -> T {
         let mut cx = Context {
             listener: &self.listener,
-            peer: &self.peer,
+            peer: &STRANGER,
             tls: self.tls,
             session: SessionId(7),
             now_ms: self.now_ms,

@@ -17,17 +17,17 @@ use crate::replies::Reply;
 use crate::server::{PATIENCE, Server, feed, output, root};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Tls {
-    None,
+enum Channel {
+    Clear,
     StartTls,
-    Implicit,
+    Tls,
 }
 
 /// One message to send.
 struct Job<'a> {
     server: &'a Server,
     address: SocketAddr,
-    tls: Tls,
+    tls: Channel,
     mechanism: Option<&'static str>,
     from: &'a str,
     to: &'a str,
@@ -69,7 +69,9 @@ fn command_exists(name: &str) -> bool {
 fn check_stored(stored: &[u8], sent: &str, to: &str, keyword: &str) {
     let sent = sent.replace("\r\n", "\n");
     let text = String::from_utf8_lossy(stored);
-    let ours = text.strip_suffix(sent.as_str()).unwrap_or_else(|| panic!("not the message that was sent:\n{text}\n---\n{sent}"));
+    let ours = text
+        .strip_suffix(sent.as_str())
+        .unwrap_or_else(|| panic!("not the message that was sent:\n{text}\n---\n{sent}"));
     let unfolded = ours.replace("\n\t", " ").replace("\n ", " ");
     let mut received = 0;
     for line in unfolded.lines() {
@@ -92,7 +94,7 @@ fn check_stored(stored: &[u8], sent: &str, to: &str, keyword: &str) {
 }
 
 /// Everything that is asked of every client.
-fn exercise(client: &str, can: &dyn Fn(Tls, Option<&str>) -> bool, run: &dyn Fn(&Job<'_>) -> (bool, String)) {
+fn exercise(client: &str, can: &dyn Fn(Channel, Option<&str>) -> bool, run: &dyn Fn(&Job<'_>) -> (bool, String)) {
     let server = Server::start();
     let (mut to_bob, mut done) = (0, 0);
     let job = |address, tls, mechanism, to, subject: &str| {
@@ -101,7 +103,7 @@ fn exercise(client: &str, can: &dyn Fn(Tls, Option<&str>) -> bool, run: &dyn Fn(
         fs::write(&lf, message(subject).replace("\r\n", "\n")).expect("a message");
         Job { server: &server, address, tls, mechanism, from: USER, to, crlf, lf }
     };
-    for (tls, address) in [(Tls::StartTls, server.submission()), (Tls::Implicit, server.submissions())] {
+    for (tls, address) in [(Channel::StartTls, server.submission()), (Channel::Tls, server.submissions())] {
         for mechanism in ["PLAIN", "LOGIN", "CRAM-MD5"] {
             if !can(tls, Some(mechanism)) {
                 continue;
@@ -111,7 +113,8 @@ fn exercise(client: &str, can: &dyn Fn(Tls, Option<&str>) -> bool, run: &dyn Fn(
             assert!(good, "{subject}: {said}");
             to_bob += 1;
             let stored = server.mail("bob", to_bob);
-            let own = stored.iter().find(|stored| String::from_utf8_lossy(stored).contains(&format!("Subject: {subject}\n")));
+            let own =
+                stored.iter().find(|stored| String::from_utf8_lossy(stored).contains(&format!("Subject: {subject}\n")));
             let own = own.unwrap_or_else(|| panic!("{subject}: not in the Maildir"));
             check_stored(own, &message(&subject), "bob@demo.test", "ESMTPSA");
             done += 1;
@@ -122,18 +125,18 @@ fn exercise(client: &str, can: &dyn Fn(Tls, Option<&str>) -> bool, run: &dyn Fn(
             done += 1;
         }
     }
-    if can(Tls::None, None) {
-        let (good, said) = run(&job(server.mx(), Tls::None, None, "alice@demo.test", "local"));
+    if can(Channel::Clear, None) {
+        let (good, said) = run(&job(server.mx(), Channel::Clear, None, "alice@demo.test", "local"));
         assert!(good, "{client} to a local recipient: {said}");
         check_stored(&server.mail("alice", 1)[0], &message("local"), "alice@demo.test", "ESMTP");
         for (to, code, enhanced) in [("nobody@demo.test", "550", "5.1.1"), ("x@far.example", "550", "5.7.1")] {
-            let (good, said) = run(&job(server.mx(), Tls::None, None, to, "refused"));
+            let (good, said) = run(&job(server.mx(), Channel::Clear, None, to, "refused"));
             assert!(!good && said.contains(code) && said.contains(enhanced), "{client} to {to}: {said}");
         }
         done += 3;
     }
-    if can(Tls::StartTls, Some("PLAIN")) {
-        let (good, said) = run(&job(server.mx(), Tls::StartTls, Some("PLAIN"), "x@far.example", "relayed"));
+    if can(Channel::StartTls, Some("PLAIN")) {
+        let (good, said) = run(&job(server.mx(), Channel::StartTls, Some("PLAIN"), "x@far.example", "relayed"));
         assert!(good, "{client} relaying after AUTH: {said}");
         check_stored(&server.mail("outbound", 1)[0], &message("relayed"), "x@far.example", "ESMTPSA");
         done += 1;
@@ -159,15 +162,26 @@ fn swaks() {
     exercise("swaks", &|_, _| true, &|job| {
         let (host, port) = host(job);
         let mut command = Command::new("swaks");
-        command.args(["--server", &host, "--port", &port, "--ehlo", "client.example", "--from", job.from, "--to", job.to]);
+        command.args([
+            "--server",
+            &host,
+            "--port",
+            &port,
+            "--ehlo",
+            "client.example",
+            "--from",
+            job.from,
+            "--to",
+            job.to,
+        ]);
         // It ends the message with a line end of its own.
         let text = fs::read_to_string(&job.lf).expect("a message");
         fs::write(&job.lf, text.strip_suffix('\n').unwrap_or(&text)).expect("a message");
         command.arg("--data").arg(format!("@{}", job.lf.display()));
         match job.tls {
-            Tls::None => {}
-            Tls::StartTls => drop(command.arg("--tls")),
-            Tls::Implicit => drop(command.arg("--tls-on-connect")),
+            Channel::Clear => {}
+            Channel::StartTls => drop(command.arg("--tls")),
+            Channel::Tls => drop(command.arg("--tls-on-connect")),
         }
         if let Some(mechanism) = job.mechanism {
             command.args(["--auth", mechanism, "--auth-user", USER, "--auth-password", PASSWORD]);
@@ -183,14 +197,14 @@ fn curl() {
     }
     exercise("curl", &|_, _| true, &|job| {
         let (host, port) = host(job);
-        let scheme = if job.tls == Tls::Implicit { "smtps" } else { "smtp" };
+        let scheme = if job.tls == Channel::Tls { "smtps" } else { "smtp" };
         let mut command = Command::new("curl");
         command.args(["-sS", "-v", "--max-time", "15", "--mail-from", job.from, "--mail-rcpt", job.to]);
         // By name, so that the certificate is verified as a client in earnest would.
         command.args(["--resolve", &format!("mx.demo.test:{port}:{host}")]);
         command.args(["--url", &format!("{scheme}://mx.demo.test:{port}/client.example")]);
         command.arg("--cacert").arg(job.server.certificate_files().0).arg("-T").arg(&job.crlf);
-        if job.tls == Tls::StartTls {
+        if job.tls == Channel::StartTls {
             command.arg("--ssl-reqd");
         }
         if let Some(mechanism) = job.mechanism {
@@ -211,9 +225,9 @@ fn msmtp() {
         command.arg("--file=/dev/null").args([format!("--host={host}"), format!("--port={port}")]);
         command.args(["--domain=client.example", "--debug", "--timeout=15", &format!("--from={}", job.from)]);
         match job.tls {
-            Tls::None => drop(command.arg("--tls=off")),
-            Tls::StartTls => drop(command.args(["--tls=on", "--tls-starttls=on", "--tls-certcheck=off"])),
-            Tls::Implicit => drop(command.args(["--tls=on", "--tls-starttls=off", "--tls-certcheck=off"])),
+            Channel::Clear => drop(command.arg("--tls=off")),
+            Channel::StartTls => drop(command.args(["--tls=on", "--tls-starttls=on", "--tls-certcheck=off"])),
+            Channel::Tls => drop(command.args(["--tls=on", "--tls-starttls=off", "--tls-certcheck=off"])),
         }
         if let Some(mechanism) = job.mechanism {
             command.args([format!("--auth={}", mechanism.to_lowercase()), format!("--user={USER}")]);
@@ -229,7 +243,7 @@ fn told(job: &Job<'_>) -> String {
     json!({
         "host": job.address.ip().to_string(),
         "port": job.address.port(),
-        "tls": match job.tls { Tls::None => "none", Tls::StartTls => "starttls", Tls::Implicit => "implicit" },
+        "tls": match job.tls { Channel::Clear => "none", Channel::StartTls => "starttls", Channel::Tls => "implicit" },
         "mechanism": job.mechanism,
         "user": USER,
         "password": PASSWORD,
@@ -272,13 +286,20 @@ fn gsasl() {
     if !present("gsasl", command_exists("gsasl")) {
         return;
     }
-    exercise("gsasl", &|tls, mechanism| tls == Tls::StartTls && mechanism.is_some(), &|job| {
+    exercise("gsasl", &|tls, mechanism| tls == Channel::StartTls && mechanism.is_some(), &|job| {
         let (host, port) = host(job);
         // Its input unbuffered: it polls the descriptor, and would not see lines that stdio has read already.
         let mut command = Command::new("stdbuf");
         command.args(["-i0", "-oL", "gsasl"]);
         command.args(["--client", "--smtp", "--verbose", &format!("--connect={host}:{port}")]);
-        command.args(["--mechanism", job.mechanism.unwrap_or_default(), "--authentication-id", USER, "--password", PASSWORD]);
+        command.args([
+            "--mechanism",
+            job.mechanism.unwrap_or_default(),
+            "--authentication-id",
+            USER,
+            "--password",
+            PASSWORD,
+        ]);
         command.args(["--authorization-id", "", "--hostname", "mx.demo.test", "--service", "smtp"]);
         // It compares the name in the certificate with the address that it connects to; an empty file turns that off.
         command.arg("--x509-ca-file=");
@@ -315,7 +336,7 @@ impl Talk {
         command.args(["s_client", "-quiet", "-connect", &format!("{host}:{port}"), "-servername", "mx.demo.test"]);
         command.args(["-verify_return_error", "-partial_chain", "-verify_hostname", "mx.demo.test"]);
         command.arg("-CAfile").arg(job.server.certificate_files().0);
-        if job.tls == Tls::StartTls {
+        if job.tls == Channel::StartTls {
             command.args(["-starttls", "smtp", "-name", "client.example"]);
         }
         Self::spawn(&mut command)
@@ -370,12 +391,12 @@ impl Talk {
     }
 
     fn submit(&mut self, job: &Job<'_>) -> Result<(), String> {
-        if job.tls == Tls::Implicit {
+        if job.tls == Channel::Tls {
             self.reply()?;
         }
         // After its own STARTTLS some versions show the last line of the EHLO reply in clear.
         match self.ask("EHLO client.example", "250-") {
-            Err(rest) if job.tls == Tls::StartTls && rest.starts_with("250 ") => drop(self.reply()?),
+            Err(rest) if job.tls == Channel::StartTls && rest.starts_with("250 ") => drop(self.reply()?),
             other => drop(other?),
         }
         match job.mechanism {
@@ -408,7 +429,7 @@ fn openssl_s_client() {
     if !present("openssl", command_exists("openssl")) {
         return;
     }
-    exercise("openssl s_client", &|tls, _| tls != Tls::None, &|job| {
+    exercise("openssl s_client", &|tls, _| tls != Channel::Clear, &|job| {
         let mut client = Talk::s_client(job);
         let outcome = client.submit(job);
         client.end();

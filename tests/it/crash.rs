@@ -157,7 +157,10 @@ fn kill_9_of_each_process_loses_nothing_that_was_acknowledged() {
         }
         // It is replaced, and mail flows again.
         until(&format!("a new {role}"), &server, || {
-            server.processes().get(role).is_some_and(|now| !now.is_empty() && now.iter().all(|pid| !victims.contains(pid)))
+            server
+                .processes()
+                .get(role)
+                .is_some_and(|now| !now.is_empty() && now.iter().all(|pid| !victims.contains(pid)))
         });
         let so_far = load.acknowledged();
         until(&format!("mail after the death of {role}"), &server, || load.acknowledged() >= so_far + 30);
@@ -264,7 +267,10 @@ fn a_bad_configuration_keeps_the_old_one_whole() {
         for arguments in [&["check"][..], &["reload"]] {
             let (status, said) = output(&mut server.command(arguments));
             assert_eq!(status.code(), Some(78), "{arguments:?}: {said}");
-            assert!(said.contains(named) && said.contains("portreeve.toml:"), "{arguments:?} names file, line and cause: {said}");
+            assert!(
+                said.contains(named) && said.contains("portreeve.toml:"),
+                "{arguments:?} names file, line and cause: {said}"
+            );
         }
         let log = server.log().len();
         server.signal(Signal::HUP);
@@ -280,7 +286,8 @@ fn a_bad_configuration_keeps_the_old_one_whole() {
     until("the new name", &server, || {
         let mut greeting = [0; 20];
         let stream = TcpStream::connect(server.mx());
-        stream.and_then(|mut stream| stream.read_exact(&mut greeting)).is_ok() && greeting.starts_with(b"220 new.demo.test")
+        stream.and_then(|mut stream| stream.read_exact(&mut greeting)).is_ok()
+            && greeting.starts_with(b"220 new.demo.test")
     });
 }
 
@@ -372,7 +379,12 @@ fn the_demo_starts_serves_and_ends() {
             let _ = child.kill();
             let _ = child.wait();
         }
-        assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", fs::read_to_string(&printed).unwrap_or_default());
+        assert_eq!(
+            status.and_then(|status| status.code()),
+            Some(0),
+            "{}",
+            fs::read_to_string(&printed).unwrap_or_default()
+        );
         assert!(took < Duration::from_secs(5), "Ctrl-C took {took:?}");
         assert!(ports >= 2, "{text}");
         assert_eq!(text.contains("used again"), round == 1, "{text}");
@@ -382,7 +394,8 @@ fn the_demo_starts_serves_and_ends() {
 /// Ticks of CPU time that a process has used.
 fn ticks(pid: Pid) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
     fields.iter().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
 }
 
@@ -408,7 +421,7 @@ fn accept_survives_emfile() {
         }
     };
     let mut said: Vec<Option<[u8; 3]>> = vec![None; clients.len()];
-    let mut sweep = |clients: &mut Vec<TcpStream>, said: &mut Vec<Option<[u8; 3]>>| {
+    let sweep = |clients: &mut Vec<TcpStream>, said: &mut Vec<Option<[u8; 3]>>| {
         for (client, said) in clients.iter_mut().zip(said.iter_mut()).filter(|(_, said)| said.is_none()) {
             *said = look(client);
         }

@@ -181,7 +181,10 @@ fn parse(file: &Path, text: &str) -> Vec<Dialog> {
             "bare" => dialog.bare = true,
             "whole" => dialog.whole = true,
             "after" => {
-                let hello = [Step::Client("EHLO client.example\\r\\n".into()), Step::Server { text: "250 ".into(), exactly: false }];
+                let hello = [
+                    Step::Client("EHLO client.example\\r\\n".into()),
+                    Step::Server { text: "250 ".into(), exactly: false },
+                ];
                 let login = [
                     Step::Client("AUTH PLAIN {plain alice}\\r\\n".into()),
                     Step::Server { text: "235 2.7.0".into(), exactly: false },
@@ -262,7 +265,9 @@ pub fn play(dialog: &Dialog, place: Place, connection: &mut dyn Connection) -> R
         check(step, connection, &mut last).map_err(|why| at(*line, why))?;
     }
     match connection.bare() {
-        Some(bare) if !bare.out.is_empty() => Err(at(dialog.line, format!("at its end the server also said {:?}", bare.take()))),
+        Some(bare) if !bare.out.is_empty() => {
+            Err(at(dialog.line, format!("at its end the server also said {:?}", bare.take())))
+        }
         Some(bare) if bare.closed && !dialog.steps.iter().any(|(_, step)| matches!(step, Step::Closed)) => {
             Err(at(dialog.line, "at its end the server had closed".to_owned()))
         }
@@ -284,7 +289,8 @@ fn check(step: &Step, connection: &mut dyn Connection, last: &mut Vec<u8>) -> Re
     if let Step::Server { text, exactly } = step {
         return expect(connection, last, text, *exactly);
     }
-    let texts: Vec<&str> = Reply::first_in(last).ok().flatten().map(|(reply, _)| reply.texts().collect()).unwrap_or_default();
+    let texts: Vec<&str> =
+        Reply::first_in(last).ok().flatten().map(|(reply, _)| reply.texts().collect()).unwrap_or_default();
     let has = |wanted: &str| texts.iter().any(|text| *text == wanted || text.starts_with(&format!("{wanted} ")));
     let claim = |holds: bool, otherwise: &dyn Fn() -> String| if holds { Ok(()) } else { Err(otherwise()) };
     match step {
@@ -293,7 +299,8 @@ fn check(step: &Step, connection: &mut dyn Connection, last: &mut Vec<u8>) -> Re
         Step::LacksLine(wanted) => claim(!has(wanted), &|| format!("line {wanted:?} in {texts:?}")),
         Step::Keywords(wanted) => {
             let mut wanted: Vec<&str> = wanted.split(' ').collect();
-            let mut got: Vec<&str> = texts.iter().skip(1).map(|text| text.split(' ').next().unwrap_or_default()).collect();
+            let mut got: Vec<&str> =
+                texts.iter().skip(1).map(|text| text.split(' ').next().unwrap_or_default()).collect();
             wanted.sort_unstable();
             got.sort_unstable();
             claim(wanted == got, &|| format!("expected exactly {wanted:?} and got {got:?}"))
@@ -313,11 +320,13 @@ fn check_world(step: &Step, bare: &mut Bare) -> Result<(), String> {
     let claim = |holds: bool, otherwise: String| if holds { Ok(()) } else { Err(otherwise) };
     let newest = bare.world.messages.last();
     match step {
-        Step::Mails(count) => {
-            claim(bare.world.committed == *count, format!("{} messages were accepted, not {count}", bare.world.committed))
-        }
+        Step::Mails(count) => claim(
+            bare.world.committed == *count,
+            format!("{} messages were accepted, not {count}", bare.world.committed),
+        ),
         Step::Body(text) => {
-            let (expected, got) = (unescape(text, b"")?, newest.map(|message| message.body.as_slice()).unwrap_or_default());
+            let (expected, got) =
+                (unescape(text, b"")?, newest.map(|message| message.body.as_slice()).unwrap_or_default());
             claim(expected == got, format!("the body is {:?}", String::from_utf8_lossy(got)))
         }
         Step::Head(text) | Step::NoHead(text) => {
@@ -338,7 +347,10 @@ fn check_world(step: &Step, bare: &mut Bare) -> Result<(), String> {
                 ("trouble", "late") => bare.world.trouble = Some(Trouble::Late),
                 ("failure_delay_ms", ms) => bare.world.failure_delay = ms.parse().ok(),
                 ("delayed_ms", ms) => {
-                    return claim(bare.world.delayed_ms.to_string() == ms, format!("waited {} ms", bare.world.delayed_ms));
+                    return claim(
+                        bare.world.delayed_ms.to_string() == ms,
+                        format!("waited {} ms", bare.world.delayed_ms),
+                    );
                 }
                 ("auth_failures", count) => {
                     let got = bare.world.auth_failures;

@@ -181,9 +181,30 @@ fn framing_for_a_moment() {
 #[test]
 fn addresses_for_a_moment() {
     let parts: [&[u8]; 24] = [
-        b"<", b">", b"a", b"@", b"b.example", b"\"", b"\\", b".", b"[192.0.2.1]", b"[IPv6:2001:db8::1]", b"@x.example:",
-        b" ", b"SIZE=", b"12", b"BODY=8BITMIME", b"AUTH=", b"<>", b"+2B", b"+0A", b"NOTIFY=NEVER", b"ORCPT=rfc822;", b"\xc3\xa9",
-        b"(c)", b",",
+        b"<",
+        b">",
+        b"a",
+        b"@",
+        b"b.example",
+        b"\"",
+        b"\\",
+        b".",
+        b"[192.0.2.1]",
+        b"[IPv6:2001:db8::1]",
+        b"@x.example:",
+        b" ",
+        b"SIZE=",
+        b"12",
+        b"BODY=8BITMIME",
+        b"AUTH=",
+        b"<>",
+        b"+2B",
+        b"+0A",
+        b"NOTIFY=NEVER",
+        b"ORCPT=rfc822;",
+        b"\xc3\xa9",
+        b"(c)",
+        b",",
     ];
     run(8, 200_000, &parts, 12, addresses);
 }
@@ -198,16 +219,39 @@ fn base64_for_a_moment() {
 #[test]
 fn packets_segments_records_and_users_for_a_moment() {
     let numbers: [&[u8]; 10] = [
-        b"\0\0\0\0", b"\x01\0\0\0", b"\xff\xff\xff\xff", b"\0\x01", b"\x01\x01", b"\x10\0\0\0", b"alice@demo.test", b"\x05\0\0\0hello",
-        b"\0\0\0\0\0\0\0\0", b"PRTRV",
+        b"\0\0\0\0",
+        b"\x01\0\0\0",
+        b"\xff\xff\xff\xff",
+        b"\0\x01",
+        b"\x01\x01",
+        b"\x10\0\0\0",
+        b"alice@demo.test",
+        b"\x05\0\0\0hello",
+        b"\0\0\0\0\0\0\0\0",
+        b"PRTRV",
     ];
     run(10, 20_000, &numbers, 20, link::fuzz_packet);
     run(11, 5_000, &numbers, 40, spool::fuzz_segment);
-    let records: [&[u8]; 7] =
-        [b"\x16\x03\x01\0\x05", b"\x15\x03\x03\0\x02\x01\0", b"\x17\x03\x03\0\x10", b"\x01\0\0\x01", b"\x03\x03", b"\0\0\0\0\0\0\0\0", b"EHLO x\r\n"];
+    let records: [&[u8]; 7] = [
+        b"\x16\x03\x01\0\x05",
+        b"\x15\x03\x03\0\x02\x01\0",
+        b"\x17\x03\x03\0\x10",
+        b"\x01\0\0\x01",
+        b"\x03\x03",
+        b"\0\0\0\0\0\0\0\0",
+        b"EHLO x\r\n",
+    ];
     run(12, 3_000, &records, 20, tls::fuzz_receive);
     let lines: [&[u8]; 9] = [
-        b"alice@demo.test", b":", b"{PLAIN}", b"{SCRAM-SHA-256}", b"$6$rounds=5000$salt$", b"\n", b"alias=", b"*@demo.test", b"#",
+        b"alice@demo.test",
+        b":",
+        b"{PLAIN}",
+        b"{SCRAM-SHA-256}",
+        b"$6$rounds=5000$salt$",
+        b"\n",
+        b"alias=",
+        b"*@demo.test",
+        b"#",
     ];
     run(13, 5_000, &lines, 20, backend::fuzz_texts);
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sasl::{
-    Effect, EffectKind, Event, FailureClass, Input, KeyKind, Mechanism, MechanismName, State, Status, Step, Traits, flag,
+    Effect, EffectKind, Event, FailureClass, Input, KeyKind, Mechanism, MechanismName, State, Status, Step, Traits,
+    flag,
 };
 
 /// Strongest first, as a listener keeps them.
@@ -70,7 +71,9 @@ impl Mechanism for Plain {
             Event::Start { initial: true } | Event::Message => {
                 let mut parts = input.message.split(|&c| c == 0);
                 match (parts.next(), parts.next(), parts.next(), parts.next()) {
-                    (Some(authzid), Some(authcid), Some(password), None) if !authcid.is_empty() && !password.is_empty() => {
+                    (Some(authzid), Some(authcid), Some(password), None)
+                        if !authcid.is_empty() && !password.is_empty() =>
+                    {
                         Step::Effect(Effect::VerifyPassword { authcid, authzid, password })
                     }
                     _ => failure(FailureClass::Malformed),

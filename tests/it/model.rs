@@ -312,7 +312,9 @@ impl Model {
             return self.stay(NEED_TLS);
         }
         match kind {
-            Kind::Auth | Kind::AuthWrong | Kind::AuthContinued | Kind::AuthCancelled | Kind::AuthOpen => self.auth(kind),
+            Kind::Auth | Kind::AuthWrong | Kind::AuthContinued | Kind::AuthCancelled | Kind::AuthOpen => {
+                self.auth(kind)
+            }
             // Row 6: before 503, before syntax.
             _ if self.role.is_submission() && !self.identity => self.stay(NEED_AUTH),
             Kind::Vrfy if self.hello == Hello::None || self.transaction == Transaction::Broken => self.stay(SEQUENCE),
@@ -460,8 +462,11 @@ impl Report {
 
     fn conclude(self, title: &str) {
         println!("{title}: {} sequences", self.sequences);
-        let lines: Vec<String> =
-            self.disagreements.iter().map(|(kind, (count, path))| format!("  {kind}\n    {count} times, first after: {path}")).collect();
+        let lines: Vec<String> = self
+            .disagreements
+            .iter()
+            .map(|(kind, (count, path))| format!("  {kind}\n    {count} times, first after: {path}"))
+            .collect();
         assert!(lines.is_empty(), "{title}: {} disagreements\n{}", lines.len(), lines.join("\n"));
     }
 }
@@ -526,7 +531,8 @@ fn compare(bare: &mut Bare, start: &Start, path: &[&'static Token], report: &mut
             let ways = model.step(token).0;
             let wanted: Vec<Vec<Expected>> =
                 ways.iter().flatten().map(|way| way.replies.iter().flatten().copied().collect()).collect();
-            let heard: Vec<String> = got.0.iter().flatten().map(|(code, enhanced)| format!("{code} {enhanced:?}")).collect();
+            let heard: Vec<String> =
+                got.0.iter().flatten().map(|(code, enhanced)| format!("{code} {enhanced:?}")).collect();
             let closed = if bare.closed { ", closed" } else { "" };
             let state = format!(
                 "{:?} tls={} {:?} identity={} {:?} {:?}",
@@ -643,7 +649,8 @@ fn the_model_notices_planted_faults() {
         ..Model::new(Role::Mx, false)
     };
     let token = |kind| TOKENS.iter().find(|token| token.kind == kind).expect("a token");
-    let after = |kinds: &[Kind]| kinds.iter().fold(open, |model, kind| model.step(token(*kind)).0[0].expect("a way").next);
+    let after =
+        |kinds: &[Kind]| kinds.iter().fold(open, |model, kind| model.step(token(*kind)).0[0].expect("a way").next);
     // A5: recipients survive end of data. A4: DATA after a failed BDAT. A6: RCPT after a refused MAIL.
     for (kinds, kind) in [
         (&[Kind::Data][..], Kind::Rcpt),
@@ -652,7 +659,10 @@ fn the_model_notices_planted_faults() {
         (&[Kind::StartTls], Kind::Mail),
     ] {
         let ways = after(kinds).step(token(kind)).0;
-        assert!(ways.iter().flatten().all(|way| way.replies[0].is_some_and(|reply| reply.code == 503)), "{kinds:?} {kind:?}");
+        assert!(
+            ways.iter().flatten().all(|way| way.replies[0].is_some_and(|reply| reply.code == 503)),
+            "{kinds:?} {kind:?}"
+        );
     }
     assert!(!SEQUENCE.fits((250, Some(Enhanced(2, 1, 5)))) && !HELLO.fits((250, Some(Enhanced(2, 0, 0)))));
 }

@@ -30,12 +30,16 @@ impl<'a> Reply<'a> {
             let Some(end) = rest.iter().position(|&c| c == b'\n') else { return Ok(None) };
             let (line, after) = rest.split_at(end + 1);
             rest = after;
-            let (code, last, text) = line_of(line).map_err(|why| format!("{why}: {:?}", String::from_utf8_lossy(line)))?;
+            let (code, last, text) =
+                line_of(line).map_err(|why| format!("{why}: {:?}", String::from_utf8_lossy(line)))?;
             let enhanced = enhanced_of(code, text);
             match head {
                 None => head = Some((code, enhanced)),
                 Some(head) if head != (code, enhanced) => {
-                    return Err(format!("lines of one reply differ in their codes: {:?}", String::from_utf8_lossy(octets)));
+                    return Err(format!(
+                        "lines of one reply differ in their codes: {:?}",
+                        String::from_utf8_lossy(octets)
+                    ));
                 }
                 Some(_) => {}
             }
@@ -48,9 +52,10 @@ impl<'a> Reply<'a> {
 
     /// Texts of the lines, without code, separator and CRLF.
     pub fn texts(&self) -> impl Iterator<Item = &'a str> {
-        self.octets.split(|&c| c == b'\n').filter(|line| line.len() > 4).map(|line| {
-            std::str::from_utf8(&line[4..line.len() - 1]).unwrap_or("(not UTF-8)")
-        })
+        self.octets
+            .split(|&c| c == b'\n')
+            .filter(|line| line.len() > 4)
+            .map(|line| std::str::from_utf8(&line[4..line.len() - 1]).unwrap_or("(not UTF-8)"))
     }
 
     /// The last line, without CRLF.
@@ -119,7 +124,9 @@ fn reads_replies_strictly() {
     let (second, rest) = Reply::first_in(rest).unwrap().unwrap();
     assert_eq!((second.code, second.enhanced, second.last_line()), (221, Some(Enhanced(2, 0, 0)), "221 2.0.0 Bye"));
     assert!(Reply::first_in(rest).unwrap().is_none());
-    for bad in [&b"250\r\n"[..], b"250 x\n", b"150 x\r\n", b"25 x\r\n", b"250 \x80\r\n", b"250-2.0.0 a\r\n250 2.1.0 b\r\n"] {
+    for bad in
+        [&b"250\r\n"[..], b"250 x\n", b"150 x\r\n", b"25 x\r\n", b"250 \x80\r\n", b"250-2.0.0 a\r\n250 2.1.0 b\r\n"]
+    {
         assert!(Reply::first_in(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
     }
     for wrong in [&b"250 4.0.0 x\r\n"[..], b"500 Error\r\n", b"250 Ok\r\n"] {

@@ -100,13 +100,13 @@ impl Server {
         let dir = TempDir::with_prefix("portreeve-it-").expect("a temporary folder");
         let server = Self { dir, child: None, ip, ports, options };
         let init = server.path("init");
-        let made = output(
-            Command::new(program()).args(["init", "--hostname", HOSTNAME, "--domain", DOMAIN]).arg(&init),
-        );
+        let made =
+            output(Command::new(program()).args(["init", "--hostname", HOSTNAME, "--domain", DOMAIN]).arg(&init));
         assert!(made.0.success(), "portreeve init: {}", made.1);
         server.write_config(&server.config());
         for user in ["alice", "bob"] {
-            let mut add = server.command(&["user", "add", &format!("{user}@{DOMAIN}"), "--password-stdin", "--cram-md5"]);
+            let mut add =
+                server.command(&["user", "add", &format!("{user}@{DOMAIN}"), "--password-stdin", "--cram-md5"]);
             let added = feed(&mut add, b"secret\n");
             assert!(added.0.success(), "portreeve user add: {}", added.1);
         }
@@ -242,7 +242,8 @@ impl Server {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
             // `pid (name) state ppid …`; the name may hold anything, so count from its end.
-            let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<i32>().ok());
+            let parent =
+                stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<i32>().ok());
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|&c| c == 0).collect();
             if parent == Some(supervisor)
@@ -266,20 +267,15 @@ impl Server {
         })
     }
 
-    /// Drains and ends it.
-    pub fn stop(&mut self) -> ExitStatus {
-        self.signal(Signal::TERM);
-        self.wait()
-    }
-
     /// Messages in a mailbox, once there are `count`; `outbound` is the mailbox of all other domains.
     pub fn mail(&self, user: &str, count: usize) -> Vec<Vec<u8>> {
         let folder = if user == "outbound" { "mail/outbound".into() } else { format!("mail/{DOMAIN}/{user}") };
         let folder = self.path(&folder).join("new");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let files: Vec<PathBuf> =
-                fs::read_dir(&folder).map(|files| files.flatten().map(|file| file.path()).collect()).unwrap_or_default();
+            let files: Vec<PathBuf> = fs::read_dir(&folder)
+                .map(|files| files.flatten().map(|file| file.path()).collect())
+                .unwrap_or_default();
             if files.len() >= count {
                 return files.iter().map(|file| fs::read(file).expect("a message")).collect();
             }
@@ -301,7 +297,10 @@ impl Drop for Server {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- end of the log of portreeve ---\n{}\n---", lines[lines.len().saturating_sub(30)..].join("\n"));
+            eprintln!(
+                "--- end of the log of portreeve ---\n{}\n---",
+                lines[lines.len().saturating_sub(30)..].join("\n")
+            );
         }
     }
 }

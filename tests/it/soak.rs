@@ -102,10 +102,30 @@ fn endless_things_on_one_connection() {
         ("recipients", b"MAIL FROM:<alice@demo.test>\r\n", b"RCPT TO:<bob@demo.test>\r\n".to_vec(), 100_000),
         ("a line", b"", vec![b'A'; 8192], 4096),
         ("an AUTH line", b"AUTH PLAIN ", vec![b'A'; 8192], 4096),
-        ("a header", b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\n", b"X: y\r\n".to_vec(), 300_000),
-        ("a header field", b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\nFrom: ", b"a,\r\n ".to_vec(), 300_000),
-        ("a header line", b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\nFrom: ", vec![b'a'; 8192], 1000),
-        ("a too large message", b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\n", b"\r\n\r\n.".to_vec(), 500_000),
+        (
+            "a header",
+            b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\n",
+            b"X: y\r\n".to_vec(),
+            300_000,
+        ),
+        (
+            "a header field",
+            b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\nFrom: ",
+            b"a,\r\n ".to_vec(),
+            300_000,
+        ),
+        (
+            "a header line",
+            b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\nFrom: ",
+            vec![b'a'; 8192],
+            1000,
+        ),
+        (
+            "a too large message",
+            b"MAIL FROM:<alice@demo.test>\r\nRCPT TO:<bob@demo.test>\r\nDATA\r\n",
+            b"\r\n\r\n.".to_vec(),
+            500_000,
+        ),
     ];
     for (what, beginning, more, count) in endless {
         for role in [Role::Mx, Role::Submissions] {
@@ -133,16 +153,22 @@ fn unread_replies_stop_the_parser() {
         let mut bare = Bare::connect(Arc::new(listener), Manners::FORGETFUL);
         bare.send(&line.repeat(100_000));
         let bound = OUT_OCTETS_MAX + 1024;
-        assert!(bare.batch_octets_max <= bound, "{:?}: {} octets unsent", String::from_utf8_lossy(line), bare.batch_octets_max);
+        assert!(
+            bare.batch_octets_max <= bound,
+            "{:?}: {} octets unsent",
+            String::from_utf8_lossy(line),
+            bare.batch_octets_max
+        );
     }
 }
 
 /// Issue, figures: no allocation per line.
 #[test]
 fn a_line_costs_no_allocation() {
-    // What one cycle sends, how often the world itself allocates for it (the answer about a local
-    // mailbox is a box), and on which role.
-    let cycles: [(&str, Role, bool, u64, &[&[u8]]); 9] = [
+    /// Name, role, whether alice has logged in, how often the world itself allocates (its answer about a
+    /// local mailbox is a box), and what one cycle sends.
+    type Cycle<'a> = (&'a str, Role, bool, u64, &'a [&'a [u8]]);
+    let cycles: [Cycle<'_>; 9] = [
         ("NOOP", Role::Mx, false, 0, &[b"NOOP\r\n"]),
         ("RSET", Role::Mx, false, 0, &[b"RSET\r\n"]),
         ("VRFY", Role::Mx, false, 0, &[b"VRFY alice\r\n"]),

@@ -141,9 +141,11 @@ fn unsafe_stands_in_three_files() {
         let code = code(&text);
         // Function types of the C ABI are `unsafe extern`; where the crate forbids unsafe code that is all they are.
         let home = file.ancestors().find(|folder| folder.join("Cargo.toml").exists()).expect("a crate");
-        let forbidden = fs::read_to_string(home.join("src/lib.rs")).is_ok_and(|text| text.contains("#![forbid(unsafe_code)]"));
+        let forbidden =
+            fs::read_to_string(home.join("src/lib.rs")).is_ok_and(|text| text.contains("#![forbid(unsafe_code)]"));
         let all: Vec<&str> = words(&code).filter(|word| !word.is_empty()).collect();
-        if all.iter().zip(all.iter().skip(1)).any(|(word, next)| *word == "unsafe" && !(forbidden && *next == "extern")) {
+        if all.iter().zip(all.iter().skip(1)).any(|(word, next)| *word == "unsafe" && !(forbidden && *next == "extern"))
+        {
             if UNSAFE.contains(&name.as_str()) {
                 seen.insert(name.clone());
                 // Each block carries its argument; clippy wants it there, this wants it not to be a dash.
