@@ -35,6 +35,9 @@ pub struct Connection {
     received: Vec<u8>,
     unsent: Vec<u8>,
     sent: usize,
+    /// Writes to the socket that took something.
+    pub writes: u64,
+    pub octets_sent: u64,
 }
 
 impl Connection {
@@ -51,6 +54,8 @@ impl Connection {
             received: Vec::new(),
             unsent: Vec::new(),
             sent: 0,
+            writes: 0,
+            octets_sent: 0,
         };
         if script.implicit_tls {
             connection.start_tls(tls)?;
@@ -60,6 +65,13 @@ impl Connection {
 
     pub fn stage(&self, script: &Script) -> &'static str {
         script.steps.get(self.step).map_or("end", |step| step.stage)
+    }
+
+    /// What TLS came to: version, suite, key exchange.
+    pub fn tls_words(&self) -> Option<String> {
+        let tls = self.tls.as_ref()?;
+        let group = tls.negotiated_key_exchange_group().map(|group| group.name());
+        Some(format!("{:?} {:?} {group:?}", tls.protocol_version()?, tls.negotiated_cipher_suite()?.suite()))
     }
 
     fn start_tls(&mut self, tls: &Arc<ClientConfig>) -> io::Result<()> {
@@ -133,7 +145,10 @@ impl Connection {
         if let Some(tls) = &mut self.tls {
             while tls.wants_write() {
                 match tls.write_tls(&mut self.stream) {
-                    Ok(_) => {}
+                    Ok(octets) => {
+                        self.writes += 1;
+                        self.octets_sent += octets as u64;
+                    }
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => break,
                     Err(error) => return Err(error),
                 }
@@ -142,7 +157,11 @@ impl Connection {
         }
         while self.sent < self.unsent.len() {
             match self.stream.write(&self.unsent[self.sent..]) {
-                Ok(octets) => self.sent += octets,
+                Ok(octets) => {
+                    self.sent += octets;
+                    self.writes += 1;
+                    self.octets_sent += octets as u64;
+                }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return Ok(()),
                 Err(error) => return Err(error),
             }
@@ -165,7 +184,10 @@ impl Connection {
             tls.process_new_packets().map_err(io::Error::other)?;
             while tls.wants_write() {
                 match tls.write_tls(&mut self.stream) {
-                    Ok(_) => {}
+                    Ok(octets) => {
+                        self.writes += 1;
+                        self.octets_sent += octets as u64;
+                    }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                     Err(error) => return Err(error),
                 }

@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 mod connection;
-mod process;
 mod run;
 mod script;
 

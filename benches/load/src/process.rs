@@ -7,10 +7,13 @@ use std::time::Duration;
 /// A reading.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
+    /// How many.
     pub processes: usize,
+    /// Time on a processor, all threads.
     pub cpu: Duration,
     /// RssAnon, octets.
     pub anonymous_octets: u64,
+    /// Voluntary and not.
     pub context_switches: u64,
 }
 
@@ -55,4 +58,18 @@ pub fn usage(root: u32) -> Usage {
 
 fn last_number(line: &str) -> u64 {
     line.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// The usage once it stands still: a server still closes sockets and writes its log after the last reply.
+pub fn settled(root: u32) -> Usage {
+    let mut last = usage(root);
+    for _ in 0..100 {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = usage(root);
+        if now.cpu - last.cpu < Duration::from_micros(200) {
+            return now;
+        }
+        last = now;
+    }
+    last
 }

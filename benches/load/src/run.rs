@@ -10,8 +10,8 @@ use mio::{Events, Interest, Poll, Token};
 use serde_json::json;
 
 use crate::connection::{self, Connection, Outcome};
-use crate::process::{self, Usage};
 use crate::script::Script;
+use portreeve_load::process::{self, Usage};
 
 pub struct Plan {
     pub target: SocketAddr,
@@ -37,6 +37,11 @@ pub struct Report {
     server: Option<(Usage, Usage)>,
     held: usize,
     cut_short: bool,
+    /// Of this program, all connections.
+    writes: u64,
+    octets_sent: u64,
+    /// TLS version, suite and key exchange of the last connection.
+    tls: Option<String>,
 }
 
 pub fn run(plan: Plan) -> Result<Report, String> {
@@ -55,6 +60,9 @@ pub fn run(plan: Plan) -> Result<Report, String> {
         server: None,
         held: 0,
         cut_short: false,
+        writes: 0,
+        octets_sent: 0,
+        tls: None,
     };
     let before = plan.pid.map(process::usage);
     let own_before = process::usage(std::process::id()).cpu;
@@ -96,6 +104,11 @@ pub fn run(plan: Plan) -> Result<Report, String> {
                 Ok(Outcome::Done) => {
                     report.done += 1;
                     report.messages += plan.messages_each;
+                    report.writes += connection.writes;
+                    report.octets_sent += connection.octets_sent;
+                    if report.done == 1 {
+                        report.tls = connection.tls_words();
+                    }
                     let micros = connection.began.elapsed().as_micros() as u64;
                     report.latency.saturating_record(micros);
                     if plan.hold.is_some() {
@@ -130,7 +143,7 @@ pub fn run(plan: Plan) -> Result<Report, String> {
         // The server settles, is measured, and the crowd stays.
         std::thread::sleep(Duration::from_millis(500));
         report.server = plan.pid.zip(before).map(|(pid, before)| (before, process::usage(pid)));
-        println!("holding {} connections", report.held);
+        eprintln!("holding {} connections", report.held);
         std::thread::sleep(hold);
         // Whoever was thrown out while idle was not held.
         poll.poll(&mut events, Some(Duration::ZERO)).or_else(interrupted).map_err(text)?;
@@ -139,7 +152,7 @@ pub fn run(plan: Plan) -> Result<Report, String> {
             *report.errors.entry("idle: closed by the server".to_owned()).or_default() += lost as u64;
         }
     } else {
-        report.server = plan.pid.zip(before).map(|(pid, before)| (before, process::usage(pid)));
+        report.server = plan.pid.zip(before).map(|(pid, before)| (before, process::settled(pid)));
     }
     Ok(report)
 }
@@ -215,6 +228,8 @@ impl Report {
                 "memory_octets": after.anonymous_octets as i64 - before.anonymous_octets as i64,
                 "context_switches": after.context_switches - before.context_switches,
             })),
+            "client": { "writes": self.writes, "octets_sent": self.octets_sent },
+            "tls": self.tls,
             "own_cpu_seconds": self.own_cpu.as_secs_f64(),
             "errors": self.errors,
             "cut_short": self.cut_short,

@@ -1,0 +1,4 @@
+//! What `portreeve-load` and `ratios` share: what a server costs, as /proc tells it.
+#![forbid(unsafe_code)]
+
+pub mod process;
