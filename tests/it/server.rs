@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,11 +47,11 @@ pub fn program() -> PathBuf {
     if let Some(program) = std::env::var_os("PORTREEVE_PROGRAM") {
         return program.into();
     }
-    static BUILT: Once = Once::new();
+    static BUILT: OnceLock<bool> = OnceLock::new();
     // …/target/<profile>/deps/it-<hash>
     let own = std::env::current_exe().expect("our own path");
     let profile = own.ancestors().nth(2).expect("target/<profile>").to_owned();
-    BUILT.call_once(|| {
+    let built = *BUILT.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--manifest-path"]).arg(root().join("Cargo.toml"));
         build.args(["-p", "portreeve", "-p", "portreeve-standard", "-p", "portreeve-legacy"]);
@@ -59,9 +59,9 @@ pub fn program() -> PathBuf {
         if profile.ends_with("release") {
             build.arg("--release");
         }
-        let built = build.stdin(Stdio::null()).status().expect("cargo runs");
-        assert!(built.success(), "the program could not be built");
+        build.stdin(Stdio::null()).status().is_ok_and(|status| status.success())
     });
+    assert!(built, "the program could not be built; `cargo build -p portreeve` tells why");
     profile.join("portreeve")
 }
 
