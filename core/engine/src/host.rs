@@ -11,6 +11,7 @@ use smtp::host::{
     Allowance, Charge, Effect, Host, Note, Outcome, Peer, Permission, RecipientOutcome, SessionId, Trouble,
 };
 use smtp::id::QueueId;
+use spool::Commit;
 use telemetry::{Counter, Event, Histogram};
 
 use crate::budget::Budget;
@@ -169,7 +170,7 @@ impl TurnHost<'_> {
         }
     }
 
-    fn commit(&mut self, envelope: &smtp::Envelope, prepend: &[u8]) -> Result<(), Trouble> {
+    fn commit(&mut self, envelope: &smtp::Envelope, prepend: &[u8]) -> Result<Commit, Trouble> {
         let held = self.held.as_mut().ok_or(Trouble::Temporary)?;
         let Message { entry, last_ms } = held.message.take().ok_or(Trouble::Temporary)?;
         // Looked at before the commit is handed over; from then on the answer is the sync's (DECISIONS H12).
@@ -178,9 +179,11 @@ impl TurnHost<'_> {
         }
         self.local.envelope.clear();
         envelope.encode(&mut self.local.envelope);
-        self.local.spool.commit(entry, &self.local.envelope, prepend, self.token.word());
-        *self.pending = Pending::Commit;
-        Ok(())
+        let commit = self.local.spool.commit(entry, &self.local.envelope, prepend, self.token.word());
+        if commit == Commit::Pending {
+            *self.pending = Pending::Commit;
+        }
+        Ok(commit)
     }
 }
 
@@ -205,7 +208,8 @@ impl Host for TurnHost<'_> {
                 self.ask(&question, Asked::Sender(Arc::clone(identity), address.into()))
             }
             Effect::Commit { envelope, prepend } => match self.commit(envelope, prepend) {
-                Ok(()) => None,
+                Ok(Commit::Pending) => None,
+                Ok(Commit::Done) => Some(Outcome::Commit(Ok(()))),
                 Err(trouble) => Some(Outcome::Commit(Err(trouble))),
             },
             Effect::Delay { ms: 0 } => Some(Outcome::Elapsed),
@@ -319,6 +323,9 @@ impl Host for TurnHost<'_> {
                 watch.add(Counter::MessagesAccepted, 1);
                 watch.add(Counter::MessageOctets, octets);
                 watch.observe(Histogram::MessageOctetsSpread, octets);
+                if !watch.wants(telemetry::Level::Info) {
+                    return;
+                }
                 let event = Event::log("message.accepted", telemetry::Level::Info, unix_ms)
                     .session(self.id.0)
                     .word("id", id.to_string())

@@ -1,7 +1,7 @@
 //! Counters and records of one shard. Counts go to the shared pages once per turn, records to the log
 //! writer a few times per second: a shared word travels between cores, a message wakes a process.
 
-use telemetry::{Counter, Event, EventSender, Gauge, Histogram, Slot};
+use telemetry::{Counter, Event, EventSender, Gauge, Histogram, Level, Slot};
 
 /// What a shard counts and tells.
 pub struct Watch {
@@ -48,6 +48,11 @@ impl Watch {
     pub fn tell(&mut self, event: &Event<'_>, now_ms: u64) -> bool {
         self.waiting_ms.get_or_insert(now_ms);
         self.events.send(event).is_ok()
+    }
+
+    /// Whether a log record of this level goes anywhere.
+    pub fn wants(&self, level: Level) -> bool {
+        self.events.wants(level)
     }
 
     /// Whether work that will need an audit record may begin.

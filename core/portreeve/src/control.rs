@@ -164,6 +164,8 @@ impl Control {
                 true
             });
 
+            logs.flush();
+
             // Administrators and scrapers.
             admin.turn(now, |id, request| {
                 let message = Message::AdminRequest(request);

@@ -564,7 +564,7 @@ pub const OPTIONS: &[Opt] = &[
         default: Default::Is("\"group-fsync\""),
         reload: Reload::Command,
         help: "`group-fsync`: 250 means that message and envelope are on disk. `none` can lose acknowledged mail and \
-               needs `allow_data_loss = true`.",
+               needs `allow_data_loss = true`; when all routes are `discard`, messages are then not written at all.",
         example: "\"none\"",
     },
     Opt {

@@ -112,6 +112,22 @@ fn give_up(supervisor: &child::Supervisor, why: &str) -> ExitCode {
 /// Room for events that wait for the log writer.
 const EVENTS_OCTETS_MAX: usize = 4 << 20;
 
+/// The least that the configuration of a starting process wants logged, so that busy processes do not send
+/// what the log writer would throw away.
+fn level_at_start(startup: &Startup) -> Level {
+    Told::decode(&startup.configuration).map_or(Level::Debug, |told| level(&told.config))
+}
+
+/// The least that is logged.
+fn level(config: &Config) -> Level {
+    match config.log.level.as_str() {
+        "error" => Level::Error,
+        "warning" => Level::Warning,
+        "debug" => Level::Debug,
+        _ => Level::Info,
+    }
+}
+
 /// A process' way to the log writer, with the link to it when there is one already.
 fn events(startup: &mut Startup) -> EventSender {
     let events = EventSender::new(EVENTS_OCTETS_MAX, startup.slot.clone());

@@ -66,7 +66,7 @@ mod writer;
 pub use follower::{BodyTrouble, Follower, Message, MessageKey, Notice, ReadTrouble, Watch};
 pub use segment::{WriterId, fuzz_segment};
 pub use storage::{Disk, File, Guard, RealDisk, Room};
-pub use writer::{Durability, Entry, Floors, Hooks, Options, Port, Writer};
+pub use writer::{Commit, Durability, Entry, Floors, Hooks, Options, Port, Writer};
 
 /// Why a message was not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

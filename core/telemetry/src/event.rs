@@ -256,7 +256,10 @@ fn name<'a>(from: &mut Reader<'a>) -> Result<Cow<'a, str>, BadPacket> {
 /// Octets as text that is safe in a line: what is printable stays, `\` becomes `\\`, and every octet of a
 /// control, an invisible or direction-changing character, or of no UTF-8 at all becomes `\xNN`. Two
 /// different inputs never look the same.
-pub fn printable(octets: &[u8]) -> String {
+pub fn printable(octets: &[u8]) -> Cow<'_, str> {
+    if let Some(plain) = plain(octets) {
+        return Cow::Borrowed(plain);
+    }
     let mut text = String::with_capacity(octets.len());
     for chunk in octets.utf8_chunks() {
         for c in chunk.valid().chars() {
@@ -268,7 +271,13 @@ pub fn printable(octets: &[u8]) -> String {
         }
         chunk.invalid().iter().for_each(|&octet| escape(&mut text, octet));
     }
-    text
+    Cow::Owned(text)
+}
+
+/// Text that needs no care anywhere: printable ASCII without quotes and backslashes.
+fn plain(octets: &[u8]) -> Option<&str> {
+    let harmless = |&octet: &u8| matches!(octet, b' '..=b'~') && octet != b'"' && octet != b'\\';
+    if octets.iter().all(harmless) { std::str::from_utf8(octets).ok() } else { None }
 }
 
 fn escape(text: &mut String, octet: u8) {
@@ -306,6 +315,11 @@ fn clip(text: &str) -> Cow<'_, str> {
 
 fn json_string(line: &mut String, text: &str) {
     line.push('"');
+    if let Some(plain) = plain(text.as_bytes()) {
+        line.push_str(plain);
+        line.push('"');
+        return;
+    }
     for c in text.chars() {
         match c {
             '"' => line.push_str("\\\""),

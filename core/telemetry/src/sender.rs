@@ -7,7 +7,7 @@ use link::message::Message;
 use link::{Full, Link, Outbox};
 
 use crate::board::Slot;
-use crate::event::Event;
+use crate::event::{Event, Level};
 use crate::table::Counter;
 
 /// A process' way to the log writer; clones share one bounded queue.
@@ -19,6 +19,8 @@ use crate::table::Counter;
 pub struct EventSender {
     queue: Arc<Mutex<Queue>>,
     slot: Slot,
+    /// Log records below it are not even sent.
+    level: Level,
 }
 
 struct Queue {
@@ -36,7 +38,18 @@ impl EventSender {
     /// A queue of at most `octets_max`, half of it for log records; sends once a link is [given](Self::connect).
     pub fn new(octets_max: usize, slot: Slot) -> EventSender {
         let queue = Queue { link: None, outbox: Outbox::new(octets_max), log_octets_max: octets_max / 2, octets_max };
-        EventSender { queue: Arc::new(Mutex::new(queue)), slot }
+        EventSender { queue: Arc::new(Mutex::new(queue)), slot, level: Level::Debug }
+    }
+
+    /// Without log records below `level`, which the log writer would throw away.
+    pub fn at_level(mut self, level: Level) -> EventSender {
+        self.level = level;
+        self
+    }
+
+    /// Whether a log record of this level goes anywhere: asked before an expensive one is made.
+    pub fn wants(&self, level: Level) -> bool {
+        level >= self.level
     }
 
     /// Uses this link from now on: at start-up, and when the log writer was replaced. What waits stays.
@@ -48,6 +61,9 @@ impl EventSender {
 
     /// Hands an event over. [`Full`] only for audit records: the caller must not go on as if it were recorded.
     pub fn send(&self, event: &Event<'_>) -> Result<(), Full> {
+        if !event.audit && !self.wants(event.level) {
+            return Ok(());
+        }
         let mut payload = Vec::with_capacity(256);
         event.encode(&mut payload);
         let message = Message::Event(&payload);

@@ -26,17 +26,22 @@ pub struct Logs {
     colour: bool,
     /// Audit records have a file of their own, always JSON.
     audit_apart: bool,
-    to_writer: Option<SyncSender<Line>>,
+    /// Lines of this turn, in order; they go to the writer together.
+    log_lines: String,
+    audit_lines: String,
+    to_writer: Option<SyncSender<Lines>>,
     writer: Option<JoinHandle<()>>,
 }
 
-enum Line {
+enum Lines {
     Log(String),
     Audit(String),
 }
 
-/// Lines that may wait for the writer; at most 8 KiB each.
-const LINES_MAX: usize = 1024;
+/// Log lines that may wait here while the writer is behind, octets; audit lines may have as much again.
+const WAITING_OCTETS_MAX: usize = 256 * 1024;
+/// Batches that may wait for the writer.
+const BATCHES_MAX: usize = 8;
 
 /// How often a file is looked at, and at most how long a line waits to be flushed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -47,12 +52,13 @@ impl Logs {
         let audit_apart = audit.is_some();
         let mut log = Output::open(log)?;
         let mut audit = audit.map(Output::open).transpose()?;
-        let (to_writer, lines) = sync_channel(LINES_MAX);
+        let (to_writer, lines) = sync_channel(BATCHES_MAX);
         let writer = std::thread::Builder::new()
             .name("log".into())
             .spawn(move || write_lines(&lines, &mut log, audit.as_mut()))
             .map_err(|error| format!("no thread for the log: {error}"))?;
-        Ok(Logs { level, human, colour, audit_apart, to_writer: Some(to_writer), writer: Some(writer) })
+        let (log_lines, audit_lines, to_writer, writer) = (String::new(), String::new(), Some(to_writer), Some(writer));
+        Ok(Logs { level, human, colour, audit_apart, log_lines, audit_lines, to_writer, writer })
     }
 
     /// An event as a line for its sink.
@@ -64,38 +70,74 @@ impl Logs {
         }
     }
 
-    /// Writes a log record; `false` when it was dropped because the writer is behind.
+    /// Takes a log record; `false` when it was dropped because the writer is behind.
     pub fn log(&mut self, event: &Event<'_>, source: &str) -> bool {
-        event.level < self.level || self.hand(Line::Log(self.render(event, source))).is_ok()
+        if event.level < self.level {
+            return true;
+        }
+        if self.log_lines.len() >= WAITING_OCTETS_MAX {
+            self.flush();
+            if !self.log_lines.is_empty() {
+                return false;
+            }
+        }
+        let line = self.render(event, source);
+        self.log_lines.push_str(&line);
+        true
     }
 
-    /// Writes an audit line, or gives it back when the writer is behind.
+    /// Takes an audit line, or gives it back when the writer is behind.
     pub fn audit(&mut self, line: String) -> Result<(), String> {
-        let line = if self.audit_apart { Line::Audit(line) } else { Line::Log(line) };
-        self.hand(line).map_err(|line| match line {
-            Line::Log(text) | Line::Audit(text) => text,
-        })
+        let (waiting, octets_max) = match self.audit_apart {
+            true => (&self.audit_lines, WAITING_OCTETS_MAX),
+            false => (&self.log_lines, WAITING_OCTETS_MAX * 2),
+        };
+        if waiting.len() >= octets_max {
+            self.flush();
+        }
+        let waiting = if self.audit_apart { &mut self.audit_lines } else { &mut self.log_lines };
+        if waiting.len() >= octets_max {
+            return Err(line);
+        }
+        waiting.push_str(&line);
+        Ok(())
     }
 
-    fn hand(&mut self, line: Line) -> Result<(), Line> {
-        let Some(to_writer) = &self.to_writer else { return Err(line) };
-        to_writer.try_send(line).map_err(|error| match error {
-            TrySendError::Full(line) | TrySendError::Disconnected(line) => line,
-        })
+    /// Hands what has come to the writer; what it has no room for waits here. At the end of each turn.
+    pub fn flush(&mut self) {
+        let Some(to_writer) = &self.to_writer else { return };
+        for (lines, kind) in [
+            (&mut self.log_lines, Lines::Log as fn(String) -> Lines),
+            (&mut self.audit_lines, Lines::Audit as fn(String) -> Lines),
+        ] {
+            if lines.is_empty() {
+                continue;
+            }
+            match to_writer.try_send(kind(std::mem::take(lines))) {
+                Ok(()) => {}
+                Err(TrySendError::Full(Lines::Log(text) | Lines::Audit(text)))
+                | Err(TrySendError::Disconnected(Lines::Log(text) | Lines::Audit(text))) => *lines = text,
+            }
+        }
     }
 
     /// Writes what waits, as far as that works within a second.
     pub fn finish(&mut self) {
+        let until = Instant::now() + Duration::from_secs(1);
+        self.flush();
+        while !(self.log_lines.is_empty() && self.audit_lines.is_empty()) && Instant::now() < until {
+            std::thread::park_timeout(Duration::from_millis(5));
+            self.flush();
+        }
         self.to_writer = None;
         let Some(writer) = self.writer.take() else { return };
-        let until = Instant::now() + Duration::from_secs(1);
         while !writer.is_finished() && Instant::now() < until {
             std::thread::park_timeout(Duration::from_millis(5));
         }
     }
 }
 
-fn write_lines(lines: &Receiver<Line>, log: &mut Output, mut audit: Option<&mut Output>) {
+fn write_lines(lines: &Receiver<Lines>, log: &mut Output, mut audit: Option<&mut Output>) {
     let mut looked = Instant::now();
     loop {
         let first = lines.recv_timeout(LOOK);
@@ -109,18 +151,9 @@ fn write_lines(lines: &Receiver<Line>, log: &mut Output, mut audit: Option<&mut 
             Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        // One write for what waits; whole lines only.
-        let (mut for_log, mut for_audit) = (String::new(), String::new());
-        for line in std::iter::once(first).chain(lines.try_iter().take(63)) {
-            match line {
-                Line::Log(text) => for_log.push_str(&text),
-                Line::Audit(text) => for_audit.push_str(&text),
-            }
-        }
-        log.write(&for_log);
-        match &mut audit {
-            Some(audit) => audit.write(&for_audit),
-            None => log.write(&for_audit),
+        match (first, &mut audit) {
+            (Lines::Audit(text), Some(audit)) => audit.write(&text),
+            (Lines::Log(text) | Lines::Audit(text), _) => log.write(&text),
         }
     }
 }
@@ -220,9 +253,12 @@ mod tests {
         let reader = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         let mut logs = Logs::open(Level::Info, false, false, Sink::File(fifo.clone()), None).unwrap();
         let big = Event::log("x", Level::Info, 0).untrusted("pad", vec![b'x'; 1000]);
-        let dropped = (0..4000).filter(|_| !logs.log(&big, "t")).count();
+        let dropped = (0..6000).filter(|_| !logs.log(&big, "t")).count();
         assert!(dropped > 1000, "{dropped}");
-        assert_eq!(logs.audit("line\n".into()), Err("line\n".into()));
+        // Audit lines have room of their own behind the log lines; then they are given back.
+        let line = "line\n".repeat(1000);
+        let taken = (0..1000).take_while(|_| logs.audit(line.clone()).is_ok()).count();
+        assert!((1..100).contains(&taken), "{taken}");
         drop(reader);
         logs.finish();
         std::fs::remove_dir_all(dir).unwrap();

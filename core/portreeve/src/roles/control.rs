@@ -8,9 +8,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use supervisor::child::Startup;
-use telemetry::Level;
 
-use super::{Told, give_up};
+use super::{Told, give_up, level};
 use crate::cli::exit;
 use crate::config::{Config, Endpoint};
 use crate::control::{Control, Door, Logs, Sink, about};
@@ -65,12 +64,7 @@ pub fn run(startup: Startup) -> ExitCode {
 
 fn logs(told: &Told) -> Result<Logs, String> {
     let Config { log, .. } = &told.config;
-    let level = match log.level.as_str() {
-        "error" => Level::Error,
-        "warning" => Level::Warning,
-        "debug" => Level::Debug,
-        _ => Level::Info,
-    };
+    let level = level(&told.config);
     let to_stderr = log.file.is_none();
     let human = match log.format.as_str() {
         "human" => true,

@@ -10,15 +10,19 @@ use spool::RealDisk;
 use supervisor::child::{Later, Peer, Startup};
 use telemetry::{Counter, Event, Gauge, Level, Slot};
 
-use super::{Told, events, flush_at_end, give_up};
+use super::{Told, events, flush_at_end, give_up, level_at_start};
 use crate::cli::exit;
 use crate::config::{self, Config, RouteKind};
 
 /// Runs it.
 pub fn run(mut startup: Startup) -> ExitCode {
-    let events = events(&mut startup);
+    let level = level_at_start(&startup);
+    let events = events(&mut startup).at_level(level);
     let log = events.clone();
     let tell = move |event: &delivery::Event<'_>| {
+        if matches!(event, delivery::Event::Delivered { .. }) && !log.wants(Level::Info) {
+            return;
+        }
         // A log record is dropped and counted when there is no room.
         let _ = log.send(&record(event));
         log.flush();
@@ -108,7 +112,8 @@ fn is_changed(config: &Config, octets: &[u8]) -> bool {
         let routes = config.routes.iter().map(|route| (route.domain.clone(), route.kind.clone()));
         routes.collect::<Vec<_>>()
     };
-    Told::decode(octets).is_ok_and(|next| routes(&next.config) != routes(config))
+    Told::decode(octets)
+        .is_ok_and(|next| routes(&next.config) != routes(config) || next.config.log.level != config.log.level)
 }
 
 /// Adds what is new since `before` to the process' numbers.

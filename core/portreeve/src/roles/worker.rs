@@ -18,10 +18,10 @@ use supervisor::child::{Later, Peer, Startup};
 use telemetry::{EventSender, Level};
 use tls::{CertificateStore, ServerTls, Settings, TicketKeys, Version};
 
-use super::{Secrets, Told, events, flush_at_end, give_up, tell};
+use super::{Secrets, Told, events, flush_at_end, give_up, level_at_start, tell};
 use crate::certificates;
 use crate::cli::exit;
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, RouteKind};
 use crate::{listeners, plugins};
 
 /// How long transactions may go on in a draining worker (DECISIONS C17).
@@ -31,7 +31,8 @@ const DRAIN_SICK: Duration = Duration::from_secs(5);
 
 /// Runs it.
 pub fn run(mut startup: Startup) -> ExitCode {
-    let events = events(&mut startup);
+    let level = level_at_start(&startup);
+    let events = events(&mut startup).at_level(level);
     let worker = match Running::start(&mut startup, &events) {
         Ok(worker) => worker,
         Err(why) => {
@@ -289,7 +290,14 @@ fn open_spool(config: &Config, doorbell: &Arc<Door>, events: &EventSender) -> Re
     let options = Options {
         segment_octets: config.spool.segment,
         pool_octets: config.spool.memory,
-        durability: if config.spool.durable { Durability::GroupFsync } else { Durability::None },
+        durability: match config.spool.durable {
+            true => Durability::GroupFsync,
+            // What every route would throw away need not be written first.
+            false if !config.routes.is_empty() && config.routes.iter().all(|to| to.kind == RouteKind::Discard) => {
+                Durability::Discard
+            }
+            false => Durability::None,
+        },
         floors: Floors {
             octets_percent: config.spool.min_free_percent,
             octets_min: config.spool.min_free,
