@@ -189,7 +189,8 @@ typedef struct prv_out {
 #define PRV_M_NEEDS_CERT    0x00000010u
 #define PRV_M_CHANNEL_BIND  0x00000020u    /* a -PLUS mechanism: needs cb_types != 0                            */
 #define PRV_M_MUTUAL        0x00000040u
-#define PRV_M_ANONYMOUS     0x00000080u
+#define PRV_M_ANONYMOUS     0x00000080u    /* SUCCESS with handle 0: no identity, where the operator grants that. */
+                                           /* The client's message is its trace text, for the log               */
 #define PRV_M_OBSOLETE      0x00000100u    /* never advertised unless named in the configuration                */
 #define PRV_M_ALLOW_NUL     0x00000200u    /* without it the host rejects messages that contain NUL             */
 #define PRV_M_ENTROPY       0x00000400u

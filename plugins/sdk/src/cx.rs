@@ -449,6 +449,12 @@ impl<'a> Cx<'a> {
         Ok(Done { handle: proof.0, ..self.last(action::SUCCESS) })
     }
 
+    /// Ends well without an identity, on purpose: only for a mechanism that declares `ANONYMOUS`, and only where
+    /// the operator grants it. The client's message is its trace text.
+    pub fn succeed_anonymously(self) -> Result<Done, Bad> {
+        Ok(self.last(action::SUCCESS))
+    }
+
     /// Fails, and sends what was put as the last challenge. Without final data, `Err(bad)` is enough.
     pub fn fail(self, bad: Bad) -> Result<Done, Bad> {
         Ok(Done { arg: bad.class, ..self.last(action::FAIL) })

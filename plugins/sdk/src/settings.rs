@@ -18,6 +18,21 @@ impl<'a> Settings<'a> {
         self.entries.iter().find(|(known, _)| *known == key).map(|(_, value)| *value)
     }
 
+    /// A setting that is a list of plain values, in its order; empty when it is absent.
+    pub fn list(&self, key: &str) -> Result<Vec<&'a str>, String> {
+        let mut list = Vec::new();
+        for (entry, value) in &self.entries {
+            let below = entry.strip_prefix(key).filter(|rest| rest.is_empty() || rest.starts_with('.'));
+            let Some(below) = below else { continue };
+            let index = below.strip_prefix('.').and_then(|index| index.parse::<usize>().ok());
+            if index != Some(list.len()) {
+                return Err(format!("`{key}` is no list of plain values: write {key} = [\"…\"]"));
+            }
+            list.push(*value);
+        }
+        Ok(list)
+    }
+
     /// All settings as a JSON object.
     pub fn json(&self) -> &'a str {
         self.json
@@ -45,5 +60,15 @@ mod tests {
         assert_eq!(settings.only(&["scope", "keys"]), Ok(()));
         assert_eq!(settings.only(&["scope"]), Err("unknown setting `keys.0.file`: known are scope".into()));
         assert!(settings.only(&[]).unwrap_err().contains("`scope`"));
+    }
+
+    #[test]
+    fn lists() {
+        let list = |entries: &[(&'static str, &'static str)]| Settings::of("", entries).list("hosts");
+        assert_eq!(list(&[]), Ok(vec![]));
+        assert_eq!(list(&[("a", "x"), ("hosts.0", "b"), ("hosts.1", "a"), ("hosts_max", "2")]), Ok(vec!["b", "a"]));
+        for bad in ["hosts", "hosts.1", "hosts.x", "hosts.0.name"] {
+            assert!(list(&[(bad, "x")]).unwrap_err().contains("`hosts`"), "{bad}");
+        }
     }
 }
