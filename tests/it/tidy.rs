@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ground", &["sasl", "link", "tls", "portreeve-plugin-abi"]),
     ("pure", &["smtp", "telemetry", "limits", "portreeve-plugin-sdk"]),
     ("parts", &["policy", "spool", "plugin-host", "backend", "portreeve-standard", "portreeve-legacy"]),
-    ("processes", &["engine", "delivery", "supervisor"]),
+    ("processes", &["engine", "delivery", "supervisor", "conformance"]),
     ("program", &["portreeve"]),
     ("outside", &["benches", "portreeve-load", "load", "it"]),
 ];
