@@ -78,7 +78,9 @@ pub fn mail(input: &[u8]) -> Result<Mail<'_>, Refusal> {
     let mut smtputf8 = None;
     walk(input, |keyword, value| {
         if keyword.eq_ignore_ascii_case("SIZE") {
-            once(&mut params.size, value.filter(|v| v.len() <= 20).and_then(digits))
+            // RFC 1870 §3: up to twenty digits, which may be more than 64 bits hold.
+            let huge = |value: &str| digits(value).or(value.bytes().all(|b| b.is_ascii_digit()).then_some(u64::MAX));
+            once(&mut params.size, value.filter(|value| value.len() <= 20).and_then(huge))
         } else if keyword.eq_ignore_ascii_case("BODY") {
             let body = value.and_then(|value| {
                 [("7BIT", Body::SevenBit), ("8BITMIME", Body::EightBitMime)]
@@ -156,22 +158,26 @@ fn is_orcpt(value: &str) -> bool {
 /// Whether this is xtext (RFC 3461 §4) whose decoded octets are printable: a decoded CR, LF or NUL has
 /// become a header line or an envelope line in other servers (CVE-2020-28021).
 pub fn is_xtext(text: &str) -> bool {
-    decode_xtext(text).is_some()
+    decode_xtext(text, &mut [0; XTEXT_OCTETS_MAX]).is_some()
 }
 
-/// Decodes xtext; `None` when it is none or hides control characters.
-pub fn decode_xtext(text: &str) -> Option<String> {
-    let mut octets = Vec::with_capacity(text.len());
+/// Longest xtext that is looked at: ENVID may have 100 characters, ORCPT and AUTH 500.
+pub const XTEXT_OCTETS_MAX: usize = 500;
+
+/// Decodes xtext into `to`; `None` when it is none, is too long, or hides control characters.
+pub fn decode_xtext<'a>(text: &str, to: &'a mut [u8; XTEXT_OCTETS_MAX]) -> Option<&'a str> {
+    let mut octets = 0;
     let mut from = text.bytes();
     while let Some(b) = from.next() {
-        octets.push(match b {
+        *to.get_mut(octets)? = match b {
             b'+' => (hex(from.next()?)? << 4) | hex(from.next()?)?,
             b'=' => return None,
             33..=126 => b,
             _ => return None,
-        });
+        };
+        octets += 1;
     }
-    String::from_utf8(octets).ok().filter(|text| !text.chars().any(char::is_control))
+    std::str::from_utf8(to.get(..octets)?).ok().filter(|text| !text.chars().any(char::is_control))
 }
 
 /// RFC 3461 §4: upper-case hexadecimal digits only.

@@ -729,16 +729,17 @@ impl Session {
         transaction: &mut Transaction,
         cx: &Context<'_>,
     ) -> Result<(), &'static Reply> {
-        let decoded = param::decode_xtext(xtext).ok_or(&reply::BAD_PARAMETER)?;
+        let mut octets = [0; param::XTEXT_OCTETS_MAX];
+        let decoded = param::decode_xtext(xtext, &mut octets).ok_or(&reply::BAD_PARAMETER)?;
         if decoded == "<>" {
             return Ok(());
         }
-        path::mailbox(&decoded).map_err(|_| &reply::BAD_PARAMETER)?;
+        path::mailbox(decoded).map_err(|_| &reply::BAD_PARAMETER)?;
         let trusted = self.identity.as_ref().is_some_and(|identity| {
             cx.listener.trust_auth_param_from.iter().any(|name| name.eq_ignore_ascii_case(&identity.name))
         });
         if trusted {
-            transaction.envelope.set_auth(&decoded);
+            transaction.envelope.set_auth(decoded);
         }
         Ok(())
     }

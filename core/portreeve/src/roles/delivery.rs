@@ -20,12 +20,16 @@ pub fn run(mut startup: Startup) -> ExitCode {
     let events = events(&mut startup).at_level(level);
     let log = events.clone();
     let tell = move |event: &delivery::Event<'_>| {
-        if matches!(event, delivery::Event::Delivered { .. }) && !log.wants(Level::Info) {
+        let delivered = matches!(event, delivery::Event::Delivered { .. });
+        if delivered && !log.wants(Level::Info) {
             return;
         }
         // A log record is dropped and counted when there is no room.
         let _ = log.send(&record(event));
-        log.flush();
+        // What went well can wait for the next second and for others of its kind.
+        if !delivered {
+            log.flush();
+        }
     };
     let opened = Told::decode(&startup.configuration).and_then(|told| {
         let config = told.config;
