@@ -113,8 +113,9 @@ impl TlsSession {
                 self.hold(unused, out)?;
                 break;
             }
-            // Only what completes the record: the records behind it are then read where they lie.
-            let wanted = self.wanted().min(rest.len());
+            // Only what completes the record: the records behind it are then read where they lie. Never
+            // nothing, so that every turn takes octets and the loop ends, whatever the records say.
+            let wanted = self.wanted().max(1).min(rest.len());
             let (taken, behind) = rest.split_at_mut(wanted);
             self.pending.extend_from_slice(taken);
             rest = behind;
