@@ -11,7 +11,7 @@
 //!
 //! Reading order: `session` (the machine), `command` (the table of verbs), `reply` (every reply),
 //! `transaction` and `body` (a message on its way in), `auth` (one AUTH), then the leaves: `line`, `path`,
-//! `param`, `header`, `trace`.
+//! `param`, `header`, `trace`. The other side of the dialogue is [`client`].
 //!
 //! ```
 //! use smtp::{Context, Next, Session, testing};
@@ -29,6 +29,7 @@
 
 mod auth;
 mod body;
+pub mod client;
 mod command;
 pub mod envelope;
 pub mod header;
