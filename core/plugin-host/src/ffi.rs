@@ -324,7 +324,7 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 // ---------------------------------------------------------------- a configured mechanism
 
 /// One setting: key, value, and its type as `prv_kv` numbers it.
-pub(crate) type Entry = (String, String, u32);
+pub type Entry = (String, String, u32);
 
 /// A mechanism with its settings, ready for exchanges.
 pub(crate) struct Bound {

@@ -40,8 +40,8 @@ mod resolve;
 mod vet;
 
 pub use error::LoadError;
-pub use ffi::LogLine;
+pub use ffi::{Entry, LogLine};
 pub use note::{Note, PanicStrategy};
-pub use registry::{Listed, ListedMechanism, Registry};
+pub use registry::{Listed, ListedMechanism, Registry, flatten};
 pub use resolve::{Found, resolve};
 pub use vet::{Demands, Inspection, Ownership, Vetted, inspect, parse_sha256, vet};

@@ -180,8 +180,9 @@ fn compare(note: &Note, library: &Library) -> Result<(), String> {
     Ok(())
 }
 
-/// Settings as canonical JSON, and the same as key, text and type.
-fn flatten(settings: &str) -> Result<(String, Vec<Entry>), String> {
+/// Settings as a mechanism gets them: canonical JSON, and the same as key, text and type (`PRV_KV_*`). Empty
+/// text is an empty table.
+pub fn flatten(settings: &str) -> Result<(String, Vec<Entry>), String> {
     let settings = if settings.trim().is_empty() { "{}" } else { settings };
     let value: Value = serde_json::from_str(settings).map_err(|error| format!("its settings are not JSON: {error}"))?;
     if !value.is_object() {

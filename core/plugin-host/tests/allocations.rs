@@ -7,6 +7,8 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+use common::client::{Digest5, Hash, ScramKeys};
 use common::{bundled, compile, load, name, probe};
 use plugin_host::Registry;
 use sasl::{EffectKind, Event, Facts, Input, Mechanism, Outcome, Proof, State, Status, Step};
@@ -21,9 +23,26 @@ fn main() {
     let counter = folder.path().join("count.so");
     compile("count.c", &counter, &[]);
     probe();
-    let none = count(&counter, folder.path(), 0, "plain");
+    let none = count(&counter, folder.path(), 0, "PLAIN");
     assert!(none > 100, "the counter does not count: {none}");
-    for mechanism in ["plain", "login", "cram"] {
+    let mechanisms = [
+        "PLAIN",
+        "LOGIN",
+        "CRAM-MD5",
+        "DIGEST-MD5",
+        "ANONYMOUS",
+        "EXTERNAL",
+        "OAUTHBEARER",
+        "OAUTHBEARER denied",
+        "XOAUTH2",
+        "SCRAM-SHA-1",
+        "SCRAM-SHA-256",
+        "SCRAM-SHA-512",
+        "SCRAM-SHA-1-PLUS",
+        "SCRAM-SHA-256-PLUS",
+        "SCRAM-SHA-512-PLUS",
+    ];
+    for mechanism in mechanisms {
         let without = count(&counter, folder.path(), 0, mechanism);
         let with = count(&counter, folder.path(), EXCHANGES, mechanism);
         assert_eq!(with, without, "{EXCHANGES} {mechanism} exchanges allocated {}", with - without);
@@ -32,7 +51,7 @@ fn main() {
     let without = count(&counter, folder.path(), 0, "allocate");
     let with = count(&counter, folder.path(), EXCHANGES, "allocate");
     assert_eq!(with - without, EXCHANGES);
-    println!("no allocation in {EXCHANGES} exchanges each of PLAIN, LOGIN and CRAM-MD5");
+    println!("no allocation in {EXCHANGES} exchanges each of {}", mechanisms.join(", "));
 }
 
 fn count(counter: &Path, folder: &Path, exchanges: usize, mechanism: &str) -> usize {
@@ -53,37 +72,79 @@ fn child(exchanges: usize) {
     load(&mut registry, "standard", &bundled("standard")).unwrap();
     load(&mut registry, "legacy", &bundled("legacy")).unwrap();
     load(&mut registry, "probe", &probe()).unwrap();
+    let case = std::env::var("MECHANISM").unwrap();
     let key = [7; 32];
+    let ha1 = Digest5::ha1("user", "mail.example.com", "pencil");
     let outcome = |effect| Outcome { effect, status: Status::Ok, proof: Proof(1), data: &key, scram: None };
-    let verified = Event::Outcome(outcome(EffectKind::VerifyPassword));
-    let fetched = Event::Outcome(outcome(EffectKind::FetchKey));
+    let ended = |effect| Event::Outcome(outcome(effect));
+    let denied = |effect| Event::Outcome(Outcome { status: Status::Denied, data: b"{}", ..outcome(effect) });
     let start = Event::Start { initial: true };
-    let (mechanism, steps): (_, &[(Event<'_>, &[u8])]) = match std::env::var("MECHANISM").unwrap().as_str() {
-        "plain" => ("PLAIN", &[(start, b"\0user@example.com\0pencil"), (verified, b"\0user@example.com\0pencil")]),
-        "login" => ("LOGIN", &[(start, b"user"), (Event::Message, b"pencil"), (verified, b"pencil")]),
-        "cram" => {
-            let response = b"tim b913a602c7eda7a495b4e6e7334d3890";
-            ("CRAM-MD5", &[(Event::Start { initial: false }, b""), (Event::Message, response), (fetched, response)])
+    let hash = if case.starts_with("SCRAM") { Hash::of(&case) } else { Hash::Sha1 };
+    let keys = ScramKeys::new(hash, b"pencil", b"salt", 1);
+    let fetched = Event::Outcome(Outcome { scram: Some(keys.stored()), ..outcome(EffectKind::FetchKey) });
+
+    // All entropy is the octet 5, so what the server says is known before.
+    let server_first = format!("r=abc{},s=c2FsdA==,i=1", BASE64_STANDARD.encode([5; 18]));
+    let first = format!("{},a=a=2Cb,n=us=3Der,r=abc,x=y", if case.ends_with("-PLUS") { "p=tls-exporter" } else { "n" });
+    let (last, _) = keys.finish(&first, &server_first, if case.ends_with("-PLUS") { &key } else { b"" }, ",x=y");
+    let digest = Digest5 { ha1, nonce: &"05".repeat(16), cnonce: "c", uri: "smtp/mail.example.com", authzid: "admin" };
+    let digest_response = format!(
+        "username=\"u\\ser\",realm=\"mail.example.com\",nonce=\"{}\",nc=00000001,cnonce=\"c\",authzid=\"admin\",\
+         digest-uri=\"smtp/mail.example.com\",response={}",
+        digest.nonce,
+        digest.value("AUTHENTICATE")
+    );
+    let ha1 = Event::Outcome(Outcome { data: &digest.ha1, ..outcome(EffectKind::FetchKey) });
+    let oauth = "n,a=a=2Cb,\x01host=mail.example.com\x01port=587\x01auth=Bearer abc\x01\x01";
+    let xoauth2 = "user=user@example.com\x01auth=Bearer abc\x01\x01";
+    let plain = "\0user@example.com\0pencil";
+    // CRAM-MD5 fails with a wrong digest, after all its work.
+    let cram = "tim b913a602c7eda7a495b4e6e7334d3890";
+    let (name_of_it, steps): (_, Vec<(Event<'_>, &str)>) = match case.as_str() {
+        "PLAIN" => ("PLAIN", vec![(start, plain), (ended(EffectKind::VerifyPassword), plain)]),
+        "LOGIN" => {
+            let steps = [(start, "user"), (Event::Message, "pencil"), (ended(EffectKind::VerifyPassword), "pencil")];
+            ("LOGIN", steps.into())
         }
-        "allocate" => ("X-PROBE", &[(start, b"allocate")]),
-        other => panic!("{other}"),
+        "CRAM-MD5" => {
+            let steps =
+                [(Event::Start { initial: false }, ""), (Event::Message, cram), (ended(EffectKind::FetchKey), cram)];
+            ("CRAM-MD5", steps.into())
+        }
+        "DIGEST-MD5" => {
+            let response = digest_response.as_str();
+            ("DIGEST-MD5", vec![(Event::Start { initial: false }, ""), (Event::Message, response), (ha1, response)])
+        }
+        "ANONYMOUS" => ("ANONYMOUS", vec![(start, "user@example.com")]),
+        "EXTERNAL" => ("EXTERNAL", vec![(start, "user"), (ended(EffectKind::VerifyExternal), "user")]),
+        "OAUTHBEARER" => ("OAUTHBEARER", vec![(start, oauth), (ended(EffectKind::VerifyToken), oauth)]),
+        "OAUTHBEARER denied" => ("OAUTHBEARER", vec![(start, oauth), (denied(EffectKind::VerifyToken), oauth)]),
+        "XOAUTH2" => ("XOAUTH2", vec![(start, xoauth2), (ended(EffectKind::VerifyToken), xoauth2)]),
+        "allocate" => ("X-PROBE", vec![(start, "allocate")]),
+        scram if scram.ends_with("-PLUS") => {
+            let bound = ended(EffectKind::ChannelBinding);
+            (scram, vec![(start, &first), (bound, &first), (fetched, &first), (Event::Message, &last)])
+        }
+        scram => (scram, vec![(start, &first), (fetched, &first), (Event::Message, &last)]),
     };
-    let mechanism = registry.mechanism(&name(mechanism), "").unwrap();
+    let mechanism = registry.mechanism(&name(name_of_it), "").unwrap();
     let mut state = State::default();
     state.prepare(mechanism.traits().state_octets);
     let mut scratch = vec![0; mechanism.traits().output_octets_max];
     for _ in 0..exchanges {
-        run(&*mechanism, steps, &mut state, &mut scratch);
+        let failed = run(&*mechanism, &steps, &mut state, &mut scratch);
+        assert_eq!(failed, matches!(case.as_str(), "CRAM-MD5" | "OAUTHBEARER denied"), "{case}");
     }
 }
 
-fn run(mechanism: &dyn Mechanism, steps: &[(Event<'_>, &[u8])], state: &mut State, scratch: &mut [u8]) {
+/// Whether it failed.
+fn run(mechanism: &dyn Mechanism, steps: &[(Event<'_>, &str)], state: &mut State, scratch: &mut [u8]) -> bool {
     let facts = Facts {
         tls: true,
         tls_version: 0x0304,
         client_certificate: false,
         plus_offered: false,
-        channel_bindings: 0,
+        channel_bindings: 0b110,
         server_name: "mail.example.com",
         client_ip: [192, 0, 2, 1].into(),
         listener: "submission",
@@ -91,12 +152,15 @@ fn run(mechanism: &dyn Mechanism, steps: &[(Event<'_>, &[u8])], state: &mut Stat
         session: 1,
     };
     state.prepare(mechanism.traits().state_octets);
+    let mut failed = false;
     for (event, message) in steps {
+        let message = message.as_bytes();
         let input = Input { event: *event, message, facts: &facts, entropy: &[5; 64], unix_ms: 1, exchange: 1 };
         if let Step::Failure { class, diagnosis, .. } = mechanism.step(state, input, scratch) {
-            // CRAM-MD5 fails with a wrong digest, after all its work.
             assert_eq!(class, sasl::FailureClass::Credentials, "{}", String::from_utf8_lossy(diagnosis));
+            failed = true;
         }
     }
     mechanism.finish(state);
+    failed
 }

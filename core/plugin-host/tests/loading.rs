@@ -284,7 +284,8 @@ fn each_load_is_an_instance_of_its_own() {
 #[test]
 fn inspecting_executes_nothing() {
     let inspection = inspect(&bundled("legacy")).unwrap();
-    assert_eq!(inspection.note.mechanisms.keys().collect::<Vec<_>>(), [&name("CRAM-MD5")]);
+    let names: Vec<_> = inspection.note.mechanisms.keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["ANONYMOUS", "CRAM-MD5", "DIGEST-MD5"]);
     assert_eq!(inspection.note.abi, (1, 0));
     assert!(inspection.needed.iter().any(|library| library.starts_with("libc.so")), "{:?}", inspection.needed);
 

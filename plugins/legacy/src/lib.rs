@@ -4,12 +4,18 @@
 //! | name | text | proves by |
 //! |---|---|---|
 //! | CRAM-MD5 | RFC 2195 | FETCH_KEY, `CramMd5Context` |
+//! | DIGEST-MD5 | RFC 2831, historic by RFC 6331 | FETCH_KEY, `DigestMd5Ha1` |
+//! | ANONYMOUS | RFC 4505 | nothing: the operator must grant it |
 //!
 //! All are `OBSOLETE`: never offered unless the configuration names them.
 #![forbid(unsafe_code)]
 
+mod anonymous;
 mod cram_md5;
+mod digest_md5;
 
+pub use anonymous::Anonymous;
 pub use cram_md5::CramMd5;
+pub use digest_md5::DigestMd5;
 
-portreeve_plugin_sdk::portreeve_plugin! { id: "legacy", mechanisms: [CramMd5] }
+portreeve_plugin_sdk::portreeve_plugin! { id: "legacy", mechanisms: [CramMd5, DigestMd5, Anonymous] }

@@ -1,6 +1,8 @@
 //! A small host for tests: finds and builds libraries, and runs exchanges step by step.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test program uses a part; tests may panic")]
 
+pub mod client;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,8 +10,8 @@ use std::sync::Arc;
 
 use plugin_host::{Demands, LoadError, Ownership, Registry, vet};
 use sasl::{
-    Effect, EffectKind, Event, Facts, FailureClass, Input, Mechanism, MechanismName, Outcome, Proof, State, Status,
-    Step,
+    ChannelBinding, Effect, EffectKind, Event, Facts, FailureClass, Input, KeyKind, Mechanism, MechanismName, Outcome,
+    Proof, ScramKey, State, Status, Step,
 };
 
 /// Where cargo puts the libraries that this package's tests depend on.
@@ -58,7 +60,8 @@ pub fn name(name: &str) -> MechanismName {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Challenge(Vec<u8>),
-    /// Kind, authcid, authzid, and password, realm or request.
+    /// Kind; authcid, or the fields beside a token; authzid; and password, realm, token, request or the name
+    /// of a channel binding.
     Effect(EffectKind, Vec<u8>, Vec<u8>, Vec<u8>),
     Success(Proof, Option<Vec<u8>>),
     Failure(FailureClass, String),
@@ -71,8 +74,16 @@ pub struct Exchange {
     scratch: Vec<u8>,
     message: Vec<u8>,
     asked: Option<EffectKind>,
+    /// Which key FETCH_KEY asked for.
+    pub key: Option<KeyKind>,
+    /// Final data of a failure.
+    pub last_words: Option<Vec<u8>>,
     pub entropy: [u8; 64],
+    pub unix_ms: u64,
     pub client_ip: IpAddr,
+    pub server_name: String,
+    pub plus_offered: bool,
+    pub channel_bindings: u32,
 }
 
 impl Exchange {
@@ -85,6 +96,12 @@ impl Exchange {
             scratch: vec![0; mechanism.traits().output_octets_max],
             message: Vec::new(),
             asked: None,
+            key: None,
+            last_words: None,
+            unix_ms: 1_700_000_000_000,
+            server_name: "mail.example.com".into(),
+            plus_offered: false,
+            channel_bindings: 0,
             entropy: std::array::from_fn(|index| index as u8),
             client_ip: [192, 0, 2, 1].into(),
         }
@@ -105,14 +122,20 @@ impl Exchange {
         self.step(Event::Outcome(Outcome { effect, status, proof: Proof(41), data, scram: None }))
     }
 
+    /// FETCH_KEY ends with SCRAM keys.
+    pub fn scram(&mut self, key: ScramKey<'_>) -> Answer {
+        let (effect, status) = (self.asked.unwrap(), Status::Ok);
+        self.step(Event::Outcome(Outcome { effect, status, proof: Proof(41), data: b"", scram: Some(key) }))
+    }
+
     pub fn step(&mut self, event: Event<'_>) -> Answer {
         let facts = Facts {
             tls: true,
             tls_version: 0x0304,
             client_certificate: false,
-            plus_offered: false,
-            channel_bindings: 0,
-            server_name: "mail.example.com",
+            plus_offered: self.plus_offered,
+            channel_bindings: self.channel_bindings,
+            server_name: &self.server_name,
             client_ip: self.client_ip,
             listener: "submission",
             sni: "",
@@ -123,7 +146,7 @@ impl Exchange {
             message: &self.message,
             facts: &facts,
             entropy: &self.entropy,
-            unix_ms: 1_700_000_000_000,
+            unix_ms: self.unix_ms,
             exchange: 9,
         };
         match self.mechanism.step(&mut self.state, input, &mut self.scratch) {
@@ -132,18 +155,31 @@ impl Exchange {
                 self.asked = Some(effect.kind());
                 let (authcid, authzid, data) = match effect {
                     Effect::VerifyPassword { authcid, authzid, password } => (authcid, authzid, password),
-                    Effect::FetchKey { authcid, authzid, realm, .. } => (authcid, authzid, realm),
+                    Effect::FetchKey { kind, authcid, authzid, realm } => {
+                        self.key = Some(kind);
+                        (authcid, authzid, realm)
+                    }
+                    Effect::VerifyToken { token, authzid, fields } => (fields, authzid, token),
+                    Effect::VerifyExternal { authzid } => (&b""[..], authzid, &b""[..]),
+                    Effect::ChannelBinding { kind } => (&b""[..], &b""[..], binding_name(kind)),
                     Effect::BackendCall { request, .. } => (&b""[..], &b""[..], request),
-                    _ => panic!("no mechanism of these tests asks for that"),
                 };
                 Answer::Effect(effect.kind(), authcid.to_vec(), authzid.to_vec(), data.to_vec())
             }
             Step::Success { proof, data } => Answer::Success(proof, data.map(<[u8]>::to_vec)),
-            Step::Failure { class, diagnosis, .. } => {
+            Step::Failure { class, data, diagnosis } => {
+                self.last_words = data.map(<[u8]>::to_vec);
                 Answer::Failure(class, String::from_utf8_lossy(diagnosis).into_owned())
             }
             Step::Offload => Answer::Offload,
         }
+    }
+}
+
+fn binding_name(kind: ChannelBinding) -> &'static [u8] {
+    match kind {
+        ChannelBinding::TlsExporter => b"tls-exporter",
+        ChannelBinding::TlsServerEndPoint => b"tls-server-end-point",
     }
 }
 
