@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use portreeve_plugin_abi::{action, binding, conn, key, mech_flag, out_flag, status};
+use serde::{Deserialize, Serialize};
 
 use crate::client::{self, Client, Hash, Kind, Person};
 use crate::event::{Answer, Event, Facts, Moment, Octets, Outcome, ScramKey, class_name, effect_name, shown};
@@ -61,12 +62,14 @@ pub enum Policy {
     Truth,
     /// Always with this status; with OK as if it were true.
     Force(u32),
+    /// OK, but this for the effect with this number.
+    At(usize, u32),
     /// Nobody exists: keys are made up, passwords and tokens are wrong.
     Decoy,
 }
 
 /// What is known about a mechanism before it runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Traits {
     /// Its name.
     pub name: String,
@@ -199,7 +202,11 @@ impl World {
                 outcome = Outcome { handle, ..self.key(answer, user.map(String::as_str)) };
             }
             action::VERIFY_TOKEN => {
-                verified = self.tokens.contains_key(&answer.data.0) && policy != Policy::Decoy;
+                // Whom to act as, where it is said, must be whose token it is.
+                let whose = self.tokens.get(&answer.data.0);
+                let hint = &answer.authzid.0;
+                verified = whose.is_some_and(|whose| hint.is_empty() || whose.as_bytes() == hint);
+                verified &= policy != Policy::Decoy;
                 status = if verified { status::OK } else { status::DENIED };
             }
             action::VERIFY_EXTERNAL => {
@@ -299,12 +306,14 @@ pub struct Plan {
     pub policy: Policy,
     /// Steps after which the client goes away.
     pub steps_max: u32,
+    /// Outcomes are damaged: keys of a wrong size, no salt, endless JSON. Drawn from this.
+    pub damage: Option<u64>,
 }
 
 impl Plan {
     /// These messages, the truth.
     pub fn words(facts: Facts, initial: bool, words: Vec<Vec<u8>>) -> Self {
-        Self { facts, entropy: 1, initial, voice: Voice::Words(words), policy: Policy::Truth, steps_max: u32::MAX }
+        Self { facts, entropy: 1, initial, voice: Voice::Words(words), policy: Policy::Truth, steps_max: u32::MAX, damage: None }
     }
 
     /// A client of a known mechanism.
@@ -493,11 +502,35 @@ fn converse(
             }
             action::OFFLOAD => Event::Resume,
             _ => {
-                let (outcome, entry) = world.perform(&answer, plan.policy, 40 + count);
+                let policy = match plan.policy {
+                    Policy::At(at, status) => Policy::Force(if at == story.ledger.len() { status } else { status::OK }),
+                    other => other,
+                };
+                let (mut outcome, entry) = world.perform(&answer, policy, 40 + count);
+                if let Some(seed) = plan.damage {
+                    damage(&mut outcome, &mut Random::new(seed ^ u64::from(count)));
+                }
                 story.ledger.push(entry);
                 Event::Result(outcome)
             }
         };
+    }
+}
+
+/// What no host should send, and a mechanism must bear.
+fn damage(outcome: &mut Outcome, random: &mut Random) {
+    let some = |random: &mut Random| -> Octets {
+        let octets = [0, 1, 15, 16, 17, 20, 31, 32, 33, 64, 65, 300, 65_536][random.below(13)];
+        Octets((0..octets).map(|_| random.next() as u8).collect())
+    };
+    match (random.below(6), outcome.scram.as_mut()) {
+        (0, Some(key)) => key.iterations = [0, 1, u32::MAX][random.below(3)],
+        (1, Some(key)) => key.salt = some(random),
+        (2, Some(key)) => key.stored_key = some(random),
+        (3, Some(key)) => key.server_key = some(random),
+        (4, _) => outcome.scram = None,
+        (5, _) => outcome.status = [77, u32::MAX][random.below(2)],
+        _ => outcome.data = some(random),
     }
 }
 

@@ -244,10 +244,10 @@ impl<'a> Response<'a> {
         if plain(needed(nc)?)? != NC {
             return Err(Bad::MALFORMED.because("nc is not 00000001"));
         }
-        if !qop.is_none_or(|qop| qop.raw == QOP) {
+        if qop.is_some_and(|qop| qop.raw != QOP) {
             return Err(Bad::MALFORMED.because("qop is not auth, and nothing else was offered"));
         }
-        if !charset.is_none_or(|charset| charset.raw == b"utf-8") {
+        if charset.is_some_and(|charset| charset.raw != b"utf-8") {
             return Err(Bad::MALFORMED.because("charset is not utf-8"));
         }
         // RFC 2831 §2.1.2: present and empty is not the same as absent: it would be in the digest.

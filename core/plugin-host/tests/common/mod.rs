@@ -107,6 +107,10 @@ impl Exchange {
         }
     }
 
+    pub fn mechanism(&self) -> &dyn Mechanism {
+        &*self.mechanism
+    }
+
     pub fn start(&mut self, initial: Option<&[u8]>) -> Answer {
         self.message = initial.unwrap_or_default().to_vec();
         self.step(Event::Start { initial: initial.is_some() })
