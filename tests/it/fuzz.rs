@@ -87,8 +87,9 @@ pub fn addresses(octets: &[u8]) {
     }
     let _ = (param::mail(octets), param::rcpt(octets));
     if let Ok(text) = std::str::from_utf8(octets) {
-        let decoded = param::decode_xtext(text);
-        if let Some(decoded) = &decoded {
+        let mut octets = [0; param::XTEXT_OCTETS_MAX];
+        let decoded = param::decode_xtext(text, &mut octets);
+        if let Some(decoded) = decoded {
             assert!(!decoded.contains(|c: char| c.is_control()), "{text:?} decodes to {decoded:?}");
         }
         let _ = (path::is_domain(text), path::is_literal(text), path::is_qualified(text), path::split(text));
