@@ -66,6 +66,7 @@
 mod body;
 mod extensions;
 mod failure;
+mod fuzz;
 mod machine;
 mod reply;
 mod sasl;
@@ -74,8 +75,12 @@ mod transaction;
 
 pub use extensions::Extensions;
 pub use failure::{Class, Failure, Stage};
+pub use fuzz::fuzz_server;
 pub use machine::{Channel, Client, Next};
 pub use reply::Enhanced;
 pub use sasl::{BadCredentials, Credentials, Mechanism};
 pub use settings::{BadName, Cleartext, EightBit, Login, Protocol, Settings, StartTls, Use};
 pub use transaction::{Answer, Message, RecipientResult};
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,9 @@ pub struct Client {
     entropy: [u8; 24],
 }
 
+// The load tool holds crowds of them.
+const _: () = assert!(mem::size_of::<Client>() <= 320);
+
 /// Whether the connection is inside TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
@@ -114,7 +117,9 @@ impl Client {
         self.channel
     }
 
-    /// Why the connection ended; `None` while it lasts, and when it was ended by [`Client::quit`].
+    /// Why the connection ended; `None` while it lasts, and when it was ended by [`Client::quit`]. A
+    /// permanent refusal of the connection (554 instead of a greeting, 535) is not one of the message:
+    /// whoever knows another next hop, or an operator who mends the password, may still send it.
     pub fn failure(&self) -> Option<Failure<'_>> {
         self.failure.as_ref().map(|failure| failure.0.with(&failure.1))
     }
@@ -201,8 +206,10 @@ impl Client {
         self.next()
     }
 
-    /// Begins a message. Only when [`Next::Ready`] or [`Next::Delivered`] was the last word; on a connection
-    /// that ended since, every recipient fails for that reason.
+    /// Begins a message. On a connection that has ended, every recipient fails for that reason.
+    ///
+    /// # Panics
+    /// In the middle of something: only after [`Next::Ready`], [`Next::Delivered`] or [`Next::Closed`].
     pub fn deliver(&mut self, message: &Message<'_>, out: &mut Vec<u8>) -> Next {
         assert!(matches!(self.state, State::Ready | State::Closed), "deliver in the middle of something");
         if self.state == State::Closed {
@@ -227,13 +234,7 @@ impl Client {
         if self.state != State::Body {
             return self.next();
         }
-        if self.transaction.push(octets, out).is_err() {
-            let text = "message has a bare CR or LF, or not the length that was announced";
-            let verdict = Verdict::own(Class::Permanent, Stage::Message, Some(Enhanced::new(5, 6, 0)));
-            self.close(verdict, text);
-            return Next::Closed;
-        }
-        self.body_sent();
+        self.push(octets, out);
         self.next()
     }
 
@@ -467,7 +468,7 @@ impl Client {
             State::Closed if mem::take(&mut self.polite) => out.extend_from_slice(b"QUIT\r\n"),
             State::Envelope => self.write_commands(out),
             // An empty message is complete as soon as it may begin.
-            State::Body if self.transaction.octets_left == 0 => drop(self.body(b"", out)),
+            State::Body if self.transaction.octets_left == 0 => self.push(b"", out),
             State::Ehlo | State::Helo if !self.asked => {
                 out.extend_from_slice(match (self.state, self.settings.protocol) {
                     (State::Helo, _) => b"HELO ",
@@ -515,8 +516,12 @@ impl Client {
         self.message_over(!self.transaction.sender_refused);
     }
 
-    /// Octets were handed on.
-    fn body_sent(&mut self) {
+    /// Hands message octets on; the last of them end the message.
+    fn push(&mut self, octets: &[u8], out: &mut Vec<u8>) {
+        if self.transaction.push(octets, out).is_err() {
+            let verdict = Verdict::own(Class::Permanent, Stage::Message, Some(Enhanced::new(5, 6, 0)));
+            return self.close(verdict, "message has a bare CR or LF, or not the length that was announced");
+        }
         if self.transaction.octets_left > 0 {
             return;
         }
