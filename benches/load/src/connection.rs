@@ -1,7 +1,7 @@
 //! One connection: a script, a socket, TLS when the script asks for it, and where it stands.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +9,8 @@ use mio::net::TcpStream;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
+
+use socket2::{Domain, Socket, Type};
 
 use crate::script::Script;
 
@@ -41,8 +43,29 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn open(target: SocketAddr, script: &Script, tls: &Arc<ClientConfig>) -> io::Result<Self> {
-        let stream = TcpStream::connect(target)?;
+    /// From `source`, or from the address that the system takes.
+    pub fn open(
+        target: SocketAddr,
+        source: Option<IpAddr>,
+        script: &Script,
+        tls: &Arc<ClientConfig>,
+    ) -> io::Result<Self> {
+        let stream = match source {
+            None => TcpStream::connect(target)?,
+            Some(source) => {
+                let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+                socket.set_nonblocking(true)?;
+                // Ports of connections that have just ended may be taken again.
+                socket.set_reuse_address(true)?;
+                socket.bind(&SocketAddr::new(source, 0).into())?;
+                match socket.connect(&target.into()) {
+                    Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+                        return Err(error);
+                    }
+                    _ => TcpStream::from_std(socket.into()),
+                }
+            }
+        };
         // Without it a client's Finished and its first command wait for each other's acknowledgement.
         stream.set_nodelay(true)?;
         let mut connection = Self {

@@ -9,7 +9,7 @@ mod connection;
 mod run;
 mod script;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ struct Args {
     /// Connections at a time (all of them for `idle`).
     #[arg(long, default_value_t = 16)]
     concurrency: usize,
+    /// Connect from so many addresses of 127.0.0.0/8 in turn: one address has ports for 28,000 connections,
+    /// and looking for a free one takes long when most are in use.
+    #[arg(long, default_value_t = 0)]
+    sources: u32,
     /// TLS before the greeting.
     #[arg(long, conflicts_with = "starttls")]
     tls: bool,
@@ -140,6 +144,7 @@ fn start(args: Args) -> Result<bool, String> {
         script,
         count: args.count,
         concurrency: if idle { usize::try_from(args.count).unwrap_or(usize::MAX) } else { args.concurrency },
+        sources: (0..args.sources).map(|n| Ipv4Addr::from_bits(0x7f00_0101 + n).into()).collect(),
         hold: idle.then(|| Duration::from_secs(args.hold)),
         pid: args.pid,
         time_max: Duration::from_secs(args.time_max),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -18,6 +18,8 @@ pub struct Plan {
     pub script: Script,
     pub count: u64,
     pub concurrency: usize,
+    /// Source addresses, taken in turn.
+    pub sources: Vec<IpAddr>,
     /// Hold all connections for so long when all have come to the end of the script.
     pub hold: Option<Duration>,
     pub pid: Option<u32>,
@@ -80,8 +82,9 @@ pub fn run(plan: Plan) -> Result<Report, String> {
                 break;
             }
             let Some(slot) = free.pop() else { break };
+            let source = plan.sources.get(begun as usize % plan.sources.len().max(1)).copied();
             begun += 1;
-            let opened = Connection::open(plan.target, &plan.script, &tls).and_then(|mut connection| {
+            let opened = Connection::open(plan.target, source, &plan.script, &tls).and_then(|mut connection| {
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 poll.registry().register(&mut connection.stream, Token(slot), interest)?;
                 Ok(connection)

@@ -55,7 +55,7 @@ struct Args {
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Connections at a time.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 16)]
     concurrency: usize,
     /// `log.level` of Portreeve; `info` is its default.
     #[arg(long, default_value = "info")]
@@ -375,7 +375,18 @@ impl<'a> Bench<'a> {
 
     fn load(&self, target: SocketAddr, server: &Server, with: &[&str]) -> Command {
         let mut command = Command::new(self.bin.join("portreeve-load"));
-        command.args(["--target", &target.to_string(), "--pid", &server.pid().to_string(), "--json", "-"]).args(with);
+        command
+            .args([
+                "--target",
+                &target.to_string(),
+                "--pid",
+                &server.pid().to_string(),
+                "--json",
+                "-",
+                "--sources",
+                "64",
+            ])
+            .args(with);
         command
     }
 
@@ -677,7 +688,7 @@ fn machine() -> Value {
 fn date(days: u64) -> String {
     let mut left = days;
     let mut year = 1970;
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     loop {
         let length = if leap(year) { 366 } else { 365 };
         if left < length {
