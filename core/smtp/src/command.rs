@@ -63,36 +63,61 @@ impl Verb {
     }
 }
 
+/// Four letters as a number, so that a verb is found by one comparison of words.
+const fn word(letters: &[u8; 4]) -> u32 {
+    u32::from_be_bytes(*letters)
+}
+
+/// Folds case: of all octets only the two forms of a letter become its upper-case one.
+const FOLD: u32 = 0xdfdf_dfdf;
+
 /// Splits a line into verb and arguments. Arguments lose the spaces around them: RFC 5321 §4.1.1 asks
 /// to tolerate trailing ones.
 pub(crate) fn parse(line: &[u8]) -> (Verb, &[u8]) {
-    let verb = match line.first_chunk::<4>().map(|four| u32::from_be_bytes(*four) & 0xdfdf_dfdf) {
-        Some(four) => match &four.to_be_bytes() {
-            b"EHLO" => Verb::Ehlo,
-            b"HELO" => Verb::Helo,
-            b"MAIL" => Verb::Mail,
-            b"RCPT" => Verb::Rcpt,
-            b"DATA" => Verb::Data,
-            b"BDAT" => Verb::Bdat,
-            b"RSET" => Verb::Rset,
-            b"NOOP" => Verb::Noop,
-            b"VRFY" => Verb::Vrfy,
-            b"EXPN" => Verb::Expn,
-            b"HELP" => Verb::Help,
-            b"QUIT" => Verb::Quit,
-            b"AUTH" => Verb::Auth,
-            b"ETRN" => Verb::Etrn,
-            b"STAR" => Verb::StartTls,
-            _ => Verb::Unknown,
+    const EHLO: u32 = word(b"EHLO");
+    const HELO: u32 = word(b"HELO");
+    const MAIL: u32 = word(b"MAIL");
+    const RCPT: u32 = word(b"RCPT");
+    const DATA: u32 = word(b"DATA");
+    const BDAT: u32 = word(b"BDAT");
+    const RSET: u32 = word(b"RSET");
+    const NOOP: u32 = word(b"NOOP");
+    const VRFY: u32 = word(b"VRFY");
+    const EXPN: u32 = word(b"EXPN");
+    const HELP: u32 = word(b"HELP");
+    const QUIT: u32 = word(b"QUIT");
+    const AUTH: u32 = word(b"AUTH");
+    const ETRN: u32 = word(b"ETRN");
+    const STAR: u32 = word(b"STAR");
+    const TTLS: u32 = word(b"TTLS");
+    let Some((four, mut rest)) = line.split_first_chunk::<4>() else { return (Verb::Unknown, line) };
+    let verb = match word(four) & FOLD {
+        EHLO => Verb::Ehlo,
+        HELO => Verb::Helo,
+        MAIL => Verb::Mail,
+        RCPT => Verb::Rcpt,
+        DATA => Verb::Data,
+        BDAT => Verb::Bdat,
+        RSET => Verb::Rset,
+        NOOP => Verb::Noop,
+        VRFY => Verb::Vrfy,
+        EXPN => Verb::Expn,
+        HELP => Verb::Help,
+        QUIT => Verb::Quit,
+        AUTH => Verb::Auth,
+        ETRN => Verb::Etrn,
+        STAR => match rest.split_first_chunk::<4>() {
+            Some((four, after)) if word(four) & FOLD == TTLS => {
+                rest = after;
+                Verb::StartTls
+            }
+            _ => return (Verb::Unknown, line),
         },
-        None => Verb::Unknown,
+        _ => return (Verb::Unknown, line),
     };
-    // The mask above also folds some non-letters; the whole verb is compared before it counts.
-    let name = verb.row().name;
-    match line.split_at_checked(name.len()) {
-        Some((head, rest)) if head.eq_ignore_ascii_case(name) && rest.first().is_none_or(|&b| b == b' ') => {
-            (verb, rest.trim_ascii())
-        }
+    match rest {
+        [] => (verb, rest),
+        [b' ', ..] => (verb, rest.trim_ascii()),
         _ => (Verb::Unknown, line),
     }
 }
