@@ -79,6 +79,11 @@ fn wrong_counts() {
 
     let mut client = Client::new(settings(|_| {}), Channel::Clear, [0; 24]);
     let mut out = Vec::new();
+    // Nothing is said while something not understood is left.
+    assert_eq!(client.receive(b"220 s\r\n42", &mut out), (7, Next::Read));
+    assert_eq!((out.len(), client.receive(b"421 Bye\r\n", &mut out).1, out.len()), (0, Next::Closed, 0));
+
+    let mut client = Client::new(settings(|_| {}), Channel::Clear, [0; 24]);
     client.receive(GREETED[0], &mut out);
     assert_eq!(client.receive(GREETED[1], &mut out).1, Next::Ready);
     assert_eq!(client.receive(b"", &mut out).1, Next::Ready);
@@ -114,6 +119,14 @@ fn injection_behind_starttls() {
         }
         assert!(out.is_empty() && !client.peer().auth, "split at {split}");
     }
+    // And what was rightly said in clear is gone before anything is said inside.
+    let (mut client, mut out) = (Client::new(settings(tls), Channel::Clear, [0; 24]), Vec::new());
+    for reply in [&b"220 s\r\n"[..], b"250-s\r\n250-SIZE 1\r\n250 STARTTLS\r\n", b"220 Go\r\n"] {
+        client.receive(reply, &mut out);
+    }
+    assert!(client.peer().size);
+    client.tls_started(&mut out);
+    assert_eq!(*client.peer(), Extensions::default());
 }
 
 #[test]
