@@ -14,7 +14,8 @@
 //! reads keys need not be the one that talks to strangers.
 //!
 //! This is the only crate that imports rustls, and [`TlsSession`] the only type in it that knows how rustls
-//! is fed. rustls' buffered connection is not used, since it keeps 4 KiB for input per connection.
+//! is fed. rustls' buffered connection is not used there, since it keeps 4 KiB for input per connection;
+//! delivery's few outbound connections ([`ClientSession`]) use it.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -46,6 +47,7 @@ compile_error!(
 compile_error!("crate tls: choose the cryptography, feature `aws-lc` (default) or `ring`");
 
 mod certificate;
+mod client;
 mod client_certificate;
 mod error;
 mod fuzz;
@@ -60,6 +62,8 @@ mod ticket;
 mod test_peer;
 
 pub use certificate::{Certificate, CertificateSet, Pem};
+pub use client::{ClientError, ClientSession, ClientTls, Trust};
+pub use client_certificate::check_authorities;
 pub use error::{CertificateError, TlsError};
 pub use fuzz::fuzz_receive;
 pub use self_signed::{SelfSigned, self_signed};
