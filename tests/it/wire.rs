@@ -9,8 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned, SupportedProtocolVersion,
+};
 use smtp::listener::Role;
 
 use crate::bare::{Bare, DOMAIN, HOSTNAME};
@@ -91,15 +93,26 @@ impl ServerCertVerifier for Pinned {
 
 /// A client's TLS configuration for `server`.
 pub fn tls(server: &Server) -> Arc<ClientConfig> {
+    tls_with(server, rustls::ALL_VERSIONS, None)
+}
+
+/// The same, in these versions, with a certificate of its own.
+pub fn tls_with(
+    server: &Server,
+    versions: &[&'static SupportedProtocolVersion],
+    own: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+) -> Arc<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let certificate = CertificateDer::from_pem_file(server.certificate_files().0).expect("a certificate");
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
         .expect("TLS 1.2 and 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned(certificate, provider)))
-        .with_no_client_auth();
-    Arc::new(config)
+        .with_custom_certificate_verifier(Arc::new(Pinned(certificate, provider)));
+    Arc::new(match own {
+        Some((certificate, key)) => builder.with_client_auth_cert(vec![certificate], key).expect("a key that fits"),
+        None => builder.with_no_client_auth(),
+    })
 }
 
 impl Wire {

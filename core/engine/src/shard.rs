@@ -1063,6 +1063,11 @@ impl Shard {
             .word("by", by);
         if let Some(facts) = slot.tls.as_ref().and_then(|tls| tls.facts.as_ref()) {
             event = event.word("cipher", facts.cipher);
+            if facts.client_certificate {
+                event = event.word("client_certificate", "verified");
+            } else if slot.tls.as_ref().is_some_and(|tls| tls.session.peer_certificates().next().is_some()) {
+                event = event.word("client_certificate", "unverified");
+            }
         }
         if let Some(identity) = slot.session.identity() {
             event = event.word("identity", identity.name.to_string());

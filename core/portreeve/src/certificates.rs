@@ -11,7 +11,7 @@ use link::codec::{Put, Reader};
 use tls::{Certificate, CertificateSet, Pem};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, Listener};
+use crate::config::{ClientCert, Config, Listener};
 use crate::report::Report;
 
 /// Largest PEM file, octets.
@@ -86,6 +86,37 @@ pub fn read(config: &Config, dates: Dates, report: &mut Report) -> Option<Sets> 
         sets.push(CertificateSet::new(chosen).ok());
     }
     Some(sets)
+}
+
+/// Reads and checks the files of `client_ca`, by position of the listener; workers cannot read them.
+pub fn client_authorities(config: &Config, report: &mut Report) -> Option<Vec<Option<String>>> {
+    let mut bundles = Vec::new();
+    let mut failed = false;
+    for listener in &config.listeners {
+        let asked = listener.client_cert != ClientCert::Off;
+        let Some(path) = listener.client_ca.as_deref().filter(|_| asked) else {
+            bundles.push(None);
+            continue;
+        };
+        let span = || Some(listener.written.span("listener[].client_ca"));
+        let name = path.display().to_string();
+        match pem(path) {
+            Err(cause) => {
+                failed = true;
+                let remedy = "put the PEM file there, or correct the path";
+                report.error(span(), "listener.client_ca", cause, remedy);
+            }
+            Ok(octets) => match tls::check_authorities(Pem { file: &name, octets: &octets }) {
+                Ok(()) => bundles.push(Some(String::from_utf8_lossy(&octets).into_owned())),
+                Err(error) => {
+                    failed = true;
+                    let (cause, remedy) = halves(&error.to_string());
+                    report.error(span(), "listener.client_ca", cause, remedy);
+                }
+            },
+        }
+    }
+    (!failed).then_some(bundles)
 }
 
 fn unix_seconds() -> i64 {

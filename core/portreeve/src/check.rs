@@ -25,6 +25,8 @@ pub struct Checked {
     pub config: Config,
     /// Certificates of each listener.
     pub certificates: Sets,
+    /// Who vouches for clients, of each listener, PEM.
+    pub client_authorities: Vec<Option<String>>,
     /// Mechanism libraries.
     pub libraries: Vec<Library>,
 }
@@ -62,14 +64,17 @@ pub fn all(file: &Path, occasion: Occasion) -> (Option<Checked>, Report) {
     let dates = if occasion == Occasion::Reload { Dates::Strict } else { Dates::Lenient };
     who_we_become(&config, &mut report);
     let certificates = certificates::read(&config, dates, &mut report);
+    let client_authorities = certificates::client_authorities(&config, &mut report);
     folders(&config, &mut report);
     users_file(&config, &mut report);
     let libraries = plugins::read(&config, &mut report);
     ports(&config, occasion, &mut report);
-    let (false, Some(certificates), Some(libraries)) = (report.has_errors(), certificates, libraries) else {
+    let (false, Some(certificates), Some(client_authorities), Some(libraries)) =
+        (report.has_errors(), certificates, client_authorities, libraries)
+    else {
         return (None, report);
     };
-    (Some(Checked { config, certificates, libraries }), report)
+    (Some(Checked { config, certificates, client_authorities, libraries }), report)
 }
 
 fn who_we_become(config: &Config, report: &mut Report) {
@@ -275,6 +280,16 @@ mod tests {
             ("\"users\"", "\"bad-users\"", "7:8 users.file: "),
             ("\"c.pem\"", "\"x.pem\"", "11:8 tls.certificate.cert: "),
             ("\"k.pem\"", "\"c.pem\"", "11:8 tls.certificate.cert: "),
+            (
+                "auth = \"off\"",
+                "client_cert = \"request\"\nclient_ca = \"x.pem\"\nauth = \"off\"",
+                "21:13 listener.client_ca: ",
+            ),
+            (
+                "auth = \"off\"",
+                "client_cert = \"request\"\nclient_ca = \"k.pem\"\nauth = \"off\"",
+                "21:13 listener.client_ca: ",
+            ),
             ("127.0.0.1:0", held.as_str(), "18:9 listener.bind: "),
             ("127.0.0.1:0", "192.0.2.1:42525", "18:9 listener.bind: 192.0.2.1:42525 is no address of this host"),
         ] {

@@ -90,6 +90,10 @@ pub struct Listener {
     pub certificates: Vec<usize>,
     /// Resumption.
     pub tls_tickets: bool,
+    /// Whether clients are asked for a certificate.
+    pub client_cert: ClientCert,
+    /// Who vouches for clients, PEM.
+    pub client_ca: Option<PathBuf>,
     /// Local domains.
     pub domains: Vec<String>,
     /// Take every recipient of a local domain.
@@ -132,6 +136,17 @@ pub struct Listener {
     pub per_ip: u32,
     /// Longest time from the end of the data to the answer.
     pub data_deadline: Duration,
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCert {
+    /// No.
+    Off,
+    /// Yes, but nobody is refused for it.
+    Request,
+    /// Only who has one that verifies gets in.
+    Require,
 }
 
 /// `[[tls.certificate]]`.
@@ -580,6 +595,12 @@ fn listener(
         },
         certificates: chosen,
         tls_tickets: read.flag("listener[].tls_tickets"),
+        client_cert: match read.word("listener[].client_cert").as_str() {
+            "request" => ClientCert::Request,
+            "require" => ClientCert::Require,
+            _ => ClientCert::Off,
+        },
+        client_ca: read.path("listener[].client_ca"),
         domains: read.words("listener[].domains"),
         any_recipient: read.word("listener[].recipients") == "any",
         auth: match read.word("listener[].auth").as_str() {
@@ -828,6 +849,7 @@ fn about_listener(config: &Config, index: usize, listener: &Listener, report: &m
             "write require_tls = false unless only known hosts deliver here",
         );
     }
+    about_client_certificates(listener, report);
     if listener.require_auth && listener.auth == AuthOffer::Off {
         report.error(
             span("listener[].auth"),
@@ -920,6 +942,59 @@ fn about_listener(config: &Config, index: usize, listener: &Listener, report: &m
             "listener.require_auth",
             "strangers may submit mail for local domains here",
             "write require_auth = true",
+        );
+    }
+}
+
+fn about_client_certificates(listener: &Listener, report: &mut Report) {
+    let span = |path: &str| Some(listener.written.span(path));
+    if listener.client_cert == ClientCert::Off {
+        if listener.client_ca.is_some() {
+            report.warning(
+                span("listener[].client_ca"),
+                "listener.client_ca",
+                "is not used: clients are not asked for a certificate",
+                "write client_cert = \"request\", or take it out",
+            );
+        }
+    } else if listener.tls == Tls::Off {
+        report.error(
+            span("listener[].client_cert"),
+            "listener.client_cert",
+            "clients show certificates in TLS, and the listener has none",
+            "write tls = \"starttls\", or take it out",
+        );
+    } else if listener.client_ca.is_none() {
+        let (key, remedy) =
+            ("listener.client_cert", "write client_ca = \"client-ca.pem\", the file of the authorities");
+        match listener.client_cert {
+            ClientCert::Require => {
+                let cause = "nobody could get in: without client_ca no certificate can be verified";
+                report.error(span("listener[].client_cert"), key, cause, remedy);
+            }
+            _ => {
+                let cause = "without client_ca no certificate is ever verified";
+                report.warning(span("listener[].client_cert"), key, cause, remedy);
+            }
+        }
+    } else if listener.client_cert == ClientCert::Require && listener.role == Role::Mx {
+        report.warning(
+            span("listener[].client_cert"),
+            "listener.client_cert",
+            "other hosts have no certificate of your authorities: they cannot use TLS here",
+            "write \"request\" unless only known hosts deliver here",
+        );
+    }
+    let verifies = listener.client_cert != ClientCert::Off && listener.client_ca.is_some();
+    if let Some(at) = listener.mechanisms.iter().position(|name| name == "EXTERNAL")
+        && listener.auth != AuthOffer::Off
+        && !verifies
+    {
+        report.warning(
+            Some(listener.written.element("listener[].mechanisms", at)),
+            "listener.mechanisms",
+            "EXTERNAL is offered to nobody: it needs a verified client certificate",
+            "write client_cert = \"request\" and client_ca, or take it out",
         );
     }
 }

@@ -285,6 +285,25 @@ pub const OPTIONS: &[Opt] = &[
         example: "true",
     },
     Opt {
+        path: "listener[].client_cert",
+        kind: Kind::Choice(&["off", "request", "require"]),
+        default: Default::Is("\"off\""),
+        reload: Reload::Command,
+        help: "Whether clients are asked for a TLS certificate. `request` refuses nobody; `require` lets only those in \
+               whose certificate `client_ca` vouches for. Sessions are not resumed then: who has proven a certificate \
+               proves it each time.",
+        example: "\"request\"",
+    },
+    Opt {
+        path: "listener[].client_ca",
+        kind: Kind::Path,
+        default: Default::Unset("no authority: whatever a client presents is noted, and nothing is verified"),
+        reload: Reload::Command,
+        help: "The authorities that issue to clients, PEM, any number of certificates in one file. Only what they vouch \
+               for counts for EXTERNAL.",
+        example: "\"client-ca.pem\"",
+    },
+    Opt {
         path: "listener[].domains",
         kind: Kind::Domains,
         default: Default::Is("[]"),

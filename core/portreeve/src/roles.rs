@@ -28,6 +28,8 @@ pub const BUILD_ID: &str = concat!("portreeve ", env!("CARGO_PKG_VERSION"));
 pub struct Told {
     /// The configuration.
     pub config: Config,
+    /// Who vouches for clients, of each listener, PEM: files that only the supervisor reads.
+    pub client_authorities: Vec<Option<String>>,
     /// Whether somebody watches standard error.
     pub terminal: bool,
     /// And wants colour there.
@@ -36,10 +38,11 @@ pub struct Told {
 
 impl Told {
     /// The octets that go to children.
-    pub fn encode(config: &Config, terminal: bool, colour: bool) -> Vec<u8> {
+    pub fn encode(config: &Config, client_authorities: &[Option<String>], terminal: bool, colour: bool) -> Vec<u8> {
         let file = std::path::absolute(&config.file).unwrap_or_else(|_| config.file.clone());
         let value = json!({
-            "file": file.to_string_lossy(), "text": &*config.text, "terminal": terminal, "colour": colour,
+            "file": file.to_string_lossy(), "text": &*config.text, "client_authorities": client_authorities,
+            "terminal": terminal, "colour": colour,
         });
         value.to_string().into_bytes()
     }
@@ -51,7 +54,9 @@ impl Told {
         };
         let (config, report) = config::parse(&PathBuf::from(file), text);
         let config = config.ok_or_else(|| format!("configuration: {}", report.render(false)))?;
-        Ok(Told { config, terminal: value["terminal"] == true, colour: value["colour"] == true })
+        let bundles = value["client_authorities"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let client_authorities = bundles.iter().map(|bundle| bundle.as_str().map(str::to_owned)).collect();
+        Ok(Told { config, client_authorities, terminal: value["terminal"] == true, colour: value["colour"] == true })
     }
 }
 

@@ -138,7 +138,7 @@ struct Program {
 
 impl Program {
     fn plan(&self, checked: Checked) -> Result<Plan, String> {
-        let Checked { config, certificates, libraries } = checked;
+        let Checked { config, certificates, client_authorities, libraries } = checked;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let drain = u32::try_from(config.drain.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         let drain_seconds_max = if self.demo { DEMO_DRAIN_SECONDS_MAX } else { DRAIN_SECONDS_MAX.max(drain) };
@@ -146,7 +146,12 @@ impl Program {
             listener.bind.iter().map(|address| Listener { name: listener.name.clone(), address: *address })
         });
         Ok(Plan {
-            configuration: Told::encode(&config, std::io::stderr().is_terminal(), terminal::color()),
+            configuration: Told::encode(
+                &config,
+                &client_authorities,
+                std::io::stderr().is_terminal(),
+                terminal::color(),
+            ),
             listeners: listeners.collect(),
             plugins: libraries
                 .into_iter()

@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use crate::certificate::Pem;
 use crate::error::CertificateError;
 use crate::noted;
+use crate::provider;
 
 #[derive(Debug)]
 pub(crate) struct Verifier {
@@ -39,6 +40,11 @@ impl Verifier {
         };
         Ok(Self { provider, authorities, required })
     }
+}
+
+/// Whether a bundle holds authorities that client certificates can be verified against.
+pub fn check_authorities(bundle: Pem<'_>) -> Result<(), CertificateError> {
+    read_authorities(&Arc::new(provider::default_provider()), bundle).map(drop)
 }
 
 fn read_authorities(

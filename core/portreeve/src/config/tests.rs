@@ -259,6 +259,15 @@ const CONTRADICTIONS: &[Row] = &[
         "nobody could get past",
         "require_tls = false",
     ),
+    (
+        "tls = \"off\"\nclient_cert = \"request\"",
+        14,
+        15,
+        "listener.client_cert",
+        "in TLS, and the listener has none",
+        "starttls",
+    ),
+    ("client_cert = \"require\"", 13, 15, "listener.client_cert", "nobody could get in", "client_ca = "),
     ("auth = \"off\"\nrequire_auth = true", 13, 8, "listener.auth", "AUTH is off", "after-tls"),
     ("mechanisms = []", 13, 14, "listener.mechanisms", "is empty", "PLAIN"),
     ("certificates = [\"other\"]", 13, 17, "listener.certificates", "has the name \"other\"", "write one of: c"),
@@ -319,6 +328,17 @@ fn warnings_do_not_stop() {
         ("require_tls = true", 13, 15, "listener.require_tls", "RFC 3207", "false"),
         ("exempt_nets = [\"0.0.0.0/0\"]", 13, 16, "listener.exempt_nets", "for everybody", "name only"),
         ("cleartext_auth_nets = [\"::/0\"]", 13, 24, "listener.cleartext_auth_nets", "everybody", "nobody listens"),
+        ("client_ca = \"x\"", 13, 13, "listener.client_ca", "not asked", "client_cert = "),
+        ("client_cert = \"request\"", 13, 15, "listener.client_cert", "is ever verified", "client_ca = "),
+        (
+            "client_cert = \"require\"\nclient_ca = \"x\"",
+            13,
+            15,
+            "listener.client_cert",
+            "cannot use TLS here",
+            "\"request\"",
+        ),
+        ("mechanisms = [\"PLAIN\", \"EXTERNAL\"]", 13, 24, "listener.mechanisms", "to nobody", "client_ca"),
         ("[process]\ngroup = \"mail\"", 14, 9, "process.group", "has no user", "process.user"),
     ] {
         assert_found(&format!("{GOOD}{}", row.0), row, Severity::Warning);

@@ -16,12 +16,12 @@ use smtp::listener::Tls;
 use spool::{Doorbell, Durability, Floors, Hooks, Options, RealDisk, Writer};
 use supervisor::child::{Later, Peer, Startup};
 use telemetry::{EventSender, Level};
-use tls::{CertificateStore, ServerTls, Settings, TicketKeys, Version};
+use tls::{CertificateStore, ClientAuth, Pem, ServerTls, Settings, TicketKeys, Version};
 
 use super::{Secrets, Told, events, flush_at_end, give_up, level_at_start, tell};
 use crate::certificates;
 use crate::cli::exit;
-use crate::config::{Config, Listener, RouteKind};
+use crate::config::{ClientCert, Config, Listener, RouteKind};
 use crate::{listeners, plugins};
 
 /// How long transactions may go on in a draining worker (DECISIONS C17).
@@ -117,7 +117,7 @@ struct Running {
 
 impl Running {
     fn start(startup: &mut Startup, events: &EventSender) -> Result<Running, String> {
-        let config = Told::decode(&startup.configuration)?.config;
+        let Told { config, client_authorities, .. } = Told::decode(&startup.configuration)?;
         let secrets = Secrets::decode(&startup.secrets)?;
         let libraries = std::mem::take(&mut startup.plugins);
         let registry = plugins::load(libraries.into_iter().map(|p| (p.id, p.library, PathBuf::from(p.origin))))?;
@@ -132,7 +132,10 @@ impl Running {
         for (index, listener) in config.listeners.iter().enumerate() {
             let tls = match (listener.tls, stores.get(index).cloned().flatten()) {
                 (Tls::Off, _) | (_, None) => None,
-                (_, Some(store)) => Some(Arc::new(server_tls(&config, listener, store, &ticket_keys)?)),
+                (_, Some(store)) => {
+                    let authorities = client_authorities.get(index).and_then(Option::as_deref);
+                    Some(Arc::new(server_tls(&config, listener, authorities, store, &ticket_keys)?))
+                }
             };
             ports.push(Port {
                 listener: Arc::new(listeners::build(&config, listener, &registry)?),
@@ -239,14 +242,27 @@ fn ticket_keys(octets: &[u8]) -> Vec<[u8; 32]> {
 fn server_tls(
     config: &Config,
     listener: &Listener,
+    client_authorities: Option<&str>,
     store: Arc<CertificateStore>,
     keys: &Arc<TicketKeys>,
 ) -> Result<ServerTls, String> {
     let service = format!("{} {}", listener.role.name(), listener.name);
+    let file = listener.client_ca.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    let authorities = client_authorities.map(|pem| Pem { file: &file, octets: pem.as_bytes() });
+    let client_auth = match (listener.client_cert, authorities) {
+        (ClientCert::Off, _) => ClientAuth::Off,
+        (ClientCert::Request, authorities) => ClientAuth::Request { authorities },
+        (ClientCert::Require, Some(authorities)) => ClientAuth::Require { authorities },
+        (ClientCert::Require, None) => {
+            return Err(format!("listener {:?}: the supervisor sent no client_ca", listener.name));
+        }
+    };
     let settings = Settings {
         service: &service,
         min_version: if config.tls_1_3_only { Version::Tls13 } else { Version::Tls12 },
-        tickets: listener.tls_tickets,
+        // A resumed session shows no certificate, and the authorities may have changed since.
+        tickets: listener.tls_tickets && listener.client_cert == ClientCert::Off,
+        client_auth,
         ..Settings::default()
     };
     ServerTls::new(&settings, store, keys.clone()).map_err(|error| format!("listener {:?}: {error}", listener.name))
