@@ -4,6 +4,7 @@
 //! supervisor ──message──► worker, directory, delivery, control        start-up, drain, reload, events
 //! worker ─────directory─► directory                                   credentials, recipients, sender rights
 //! worker ─────(0x02xx)──► delivery                                    spool doorbells
+//! worker ─────mechanism─► mechanism-host                              steps of exchanges
 //!
 //! Link     one end of a SOCK_SEQPACKET pair; a packet carries frames and, beside them, descriptors
 //! Outbox   frames waiting for the socket: several share a packet, bounded, never blocks
@@ -39,6 +40,7 @@ pub mod codec;
 pub mod directory;
 mod frame;
 pub mod ids;
+pub mod mechanism;
 pub mod message;
 pub mod sealed;
 pub mod shared;
@@ -71,6 +73,9 @@ pub fn fuzz_packet(packet: &[u8]) {
         let _ = message::Message::decode(&frame);
         let _ = directory::Question::decode(frame.payload);
         let _ = directory::Answer::decode(frame.payload);
+        let _ = mechanism::Step::decode(frame.payload);
+        let _ = mechanism::Answer::decode(frame.payload);
+        let _ = mechanism::Description::decode(frame.payload);
     }
     for (_, message, _) in message::messages(packet, Vec::new()).flatten() {
         // What was understood must survive being said again.

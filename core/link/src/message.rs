@@ -123,6 +123,30 @@ pub enum Message<'a> {
         /// Where it came from, for messages.
         origin: &'a str,
     },
+    /// With an end of a link to a mechanism-host. The newest generation that has described itself serves new
+    /// exchanges.
+    Runner {
+        /// The library's id.
+        id: &'a str,
+        /// Which shard of the worker this link belongs to.
+        shard: u16,
+        /// Which edition of the library.
+        generation: u32,
+    },
+    /// A mechanism that must not be offered any more, or (`over`) may be again. From a worker: please tell all.
+    Quarantine {
+        /// Its name.
+        mechanism: &'a str,
+        /// Why, for the operator.
+        cause: &'a str,
+        /// It is over.
+        over: bool,
+    },
+    /// A mechanism-host says how it is locked up.
+    Sandbox {
+        /// What is in force, for the operator.
+        text: &'a str,
+    },
     /// With a sealed memfd: the certificates of all listeners. Replaces earlier ones.
     Certificates,
     /// Keys for session tickets, newest first. Replaces earlier ones.
@@ -191,6 +215,9 @@ impl<'a> Message<'a> {
             Self::TicketKeys(_) => 0x09,
             Self::Secrets(_) => 0x0a,
             Self::Start => 0x0b,
+            Self::Runner { .. } => 0x0c,
+            Self::Quarantine { .. } => 0x0d,
+            Self::Sandbox { .. } => 0x0e,
             Self::Ready => 0x10,
             Self::Drain { .. } => 0x11,
             Self::Drained => 0x12,
@@ -216,6 +243,9 @@ impl<'a> Message<'a> {
             Self::TicketKeys(_) => "ticket-keys",
             Self::Secrets(_) => "secrets",
             Self::Start => "start",
+            Self::Runner { .. } => "runner",
+            Self::Quarantine { .. } => "quarantine",
+            Self::Sandbox { .. } => "sandbox",
             Self::Ready => "ready",
             Self::Drain { .. } => "drain",
             Self::Drained => "drained",
@@ -237,6 +267,7 @@ impl<'a> Message<'a> {
                 | Self::Listener { .. }
                 | Self::Peer { .. }
                 | Self::Plugin { .. }
+                | Self::Runner { .. }
                 | Self::Certificates
         )
     }
@@ -267,6 +298,17 @@ impl<'a> Message<'a> {
                 to.put_str(id);
                 to.put_str(origin);
             }
+            Self::Runner { id, shard, generation } => {
+                to.put_str(id);
+                to.put_u16(*shard);
+                to.put_u32(*generation);
+            }
+            Self::Quarantine { mechanism, cause, over } => {
+                to.put_str(mechanism);
+                to.put_str(cause);
+                to.put_bool(*over);
+            }
+            Self::Sandbox { text } => to.put_str(text),
             Self::TicketKeys(octets) | Self::Secrets(octets) | Self::Event(octets) => to.extend_from_slice(octets),
             Self::Failed { text } => to.put_str(text),
             Self::AdminRequest(request) => match request {
@@ -309,6 +351,9 @@ impl<'a> Message<'a> {
             0x09 => return Ok(Some(Self::TicketKeys(frame.payload))),
             0x0a => return Ok(Some(Self::Secrets(frame.payload))),
             0x0b => Self::Start,
+            0x0c => Self::Runner { id: from.str()?, shard: from.u16()?, generation: from.u32()? },
+            0x0d => Self::Quarantine { mechanism: from.str()?, cause: from.str()?, over: from.bool()? },
+            0x0e => Self::Sandbox { text: from.str()? },
             0x10 => Self::Ready,
             0x11 => Self::Drain { seconds: from.u32()? },
             0x12 => Self::Drained,

@@ -13,10 +13,12 @@
 //! implemented: the plugin host adapts a shared library to [`Mechanism`], tests implement it directly.
 #![forbid(unsafe_code)]
 
+mod carried;
 mod name;
 mod secret;
 mod state;
 
+pub use carried::{Flat, OwnedStep};
 pub use name::MechanismName;
 pub use secret::Secret;
 pub use state::State;
@@ -256,7 +258,27 @@ pub enum EffectKind {
     BackendCall = 21,
 }
 
+impl ChannelBinding {
+    /// From the ABI number.
+    pub fn from_abi(number: u32) -> Option<Self> {
+        [Self::TlsExporter, Self::TlsServerEndPoint].into_iter().find(|kind| *kind as u32 == number)
+    }
+}
+
 impl EffectKind {
+    /// From the ABI number; `None` for numbers of a later minor.
+    pub fn from_abi(number: u32) -> Option<Self> {
+        let all = [
+            Self::VerifyPassword,
+            Self::FetchKey,
+            Self::VerifyToken,
+            Self::VerifyExternal,
+            Self::ChannelBinding,
+            Self::BackendCall,
+        ];
+        all.into_iter().find(|kind| *kind as u32 == number)
+    }
+
     /// The bit of this kind in [`Traits::needs`].
     pub fn need(self) -> u64 {
         1 << (self as u32 - 16)
@@ -354,6 +376,33 @@ pub enum FailureClass {
     Internal = 10,
 }
 
+impl FailureClass {
+    /// From the ABI number.
+    pub fn from_abi(number: u32) -> Option<Self> {
+        let all = [
+            Self::Credentials,
+            Self::Malformed,
+            Self::Temporary,
+            Self::Authorization,
+            Self::TooWeak,
+            Self::NeedTls,
+            Self::Transition,
+            Self::ChannelBinding,
+            Self::Expired,
+            Self::Internal,
+        ];
+        all.into_iter().find(|class| *class as u32 == number)
+    }
+}
+
+impl Status {
+    /// From the ABI number; one of a later minor says as little as [`Status::Temporary`].
+    pub fn from_abi(number: u32) -> Self {
+        let all = [Self::Ok, Self::Denied, Self::Temporary, Self::Unsupported, Self::Transition, Self::Expired];
+        all.into_iter().find(|status| *status as u32 == number).unwrap_or(Self::Temporary)
+    }
+}
+
 /// What the mechanism wants next. Slices live until the next step.
 pub enum Step<'a> {
     /// Send this (possibly empty) and wait for the client.
@@ -380,6 +429,10 @@ pub enum Step<'a> {
     Offload,
 }
 
+/// The number of a process beside ours that runs mechanisms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Runner(pub u16);
+
 /// One SASL mechanism, able to run any number of exchanges at once.
 ///
 /// A step is a function of state and input: it never blocks, reads no clock and no random source,
@@ -392,6 +445,17 @@ pub trait Mechanism: Send + Sync {
     /// One step of one exchange. `state` is zeroed before [`Event::Start`] and belongs to the exchange;
     /// `scratch` has at least [`Traits::output_octets_max`] octets.
     fn step<'a>(&'a self, state: &'a mut State, input: Input<'a>, scratch: &'a mut [u8]) -> Step<'a>;
+    /// Where it runs when that is not here: then [`Mechanism::step`] is not called, the host carries each
+    /// input to that runner and brings the answer as an [`OwnedStep`].
+    fn runner(&self) -> Option<Runner> {
+        None
+    }
+    /// Whether it may be offered now; one in quarantine may not.
+    fn is_available(&self) -> bool {
+        true
+    }
+    /// Takes it out of service: it broke a promise that the login depends on.
+    fn quarantine(&self) {}
     /// The exchange ended, by any cause, after at least one step. The host wipes `state` afterwards.
     fn finish(&self, state: &mut State) {
         let _ = state;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use sasl::{EffectKind, Event, Facts, FailureClass, Input, Mechanism, Proof, Secret, State, Status, Step, flag};
+use sasl::{EffectKind, Event, Facts, FailureClass, Input, Mechanism, OwnedStep, Proof, Secret, State, Status, Step, flag};
 use zeroize::Zeroize;
 
-use crate::host::{Account, Allowance, Charge, Context, Effect, Identity, Note, Outcome, Pools, SaslOutcome};
+use crate::host::{Account, Allowance, Charge, Context, Effect, Identity, Note, Outcome, SaslOutcome};
 use crate::listener::{AuthOffer, Listener};
 use crate::reply::{self, Reply};
 
@@ -40,6 +40,8 @@ pub(crate) struct Authentication {
     authzid: Vec<u8>,
     steps: u8,
     effects: u8,
+    /// Another process keeps the state.
+    elsewhere: bool,
     wait: Wait,
 }
 
@@ -63,6 +65,8 @@ enum Wait {
     Dismissal(Verdict),
     /// The outcome of this effect.
     Effect(EffectKind),
+    /// The answer of a mechanism that runs in another process.
+    Step,
     /// The delay before a refusal is told.
     Delay(Verdict),
 }
@@ -98,11 +102,14 @@ enum Cause {
     Start { initial: bool },
     Message,
     Outcome(EffectKind, SaslOutcome),
+    /// The mechanism has answered from where it runs.
+    Answer(OwnedStep),
 }
 
 /// What a step came to, when the borrows of the step are over.
 enum Decision {
     Wait,
+    Elsewhere,
     Pending(EffectKind),
     Outcome(EffectKind, SaslOutcome),
     Success { proof: Proof, data: bool },
@@ -115,6 +122,7 @@ pub(crate) fn is_offered(mechanism: &dyn Mechanism, cx: &Context<'_>) -> bool {
     let certificate = cx.tls.is_some_and(|tls| tls.client_certificate);
     let in_clear = cx.tls.is_none() && cx.peer.cleartext_auth && flags & flag::NEEDS_TLS == 0;
     cx.listener.auth != AuthOffer::Off
+        && mechanism.is_available()
         && (cx.tls.is_some() || in_clear)
         && (flags & flag::NEEDS_CERT == 0 || certificate)
         // No channel binding can be had from the connection yet.
@@ -193,7 +201,7 @@ impl Authentication {
 
     /// Whether input must wait.
     pub(crate) fn is_pending(&self) -> bool {
-        matches!(self.wait, Wait::Effect(_) | Wait::Delay(_))
+        matches!(self.wait, Wait::Effect(_) | Wait::Step | Wait::Delay(_))
     }
 
     /// Takes one line of the client, without its CRLF.
@@ -211,7 +219,7 @@ impl Authentication {
                 self.refuse(Verdict::new(&reply::BAD_BASE64, "acknowledgement", FULL_FAILURE), b"", cx)
             }
             Wait::Dismissal(verdict) => self.refuse(verdict, b"", cx),
-            Wait::Response | Wait::Effect(_) | Wait::Delay(_) => {
+            Wait::Response | Wait::Effect(_) | Wait::Step | Wait::Delay(_) => {
                 let Some(mechanism) = self.mechanism.clone() else { return self.internal(b"no mechanism", cx) };
                 match decode(line, &*mechanism, &mut self.message) {
                     Ok(()) => self.run(Cause::Message, cx),
@@ -231,6 +239,7 @@ impl Authentication {
         match (std::mem::take(&mut self.wait), outcome) {
             (Wait::Delay(Verdict { reply, weight, .. }), _) => Progress::Over { reply, weight },
             (Wait::Effect(kind), Outcome::Sasl(outcome)) => self.run(Cause::Outcome(kind, outcome), cx),
+            (Wait::Step, Outcome::Step(answer)) => self.run(Cause::Answer(answer), cx),
             // The answer to another question than the one that was asked is no answer.
             _ => self.internal(b"mismatched outcome", cx),
         }
@@ -241,7 +250,7 @@ impl Authentication {
         let Some(mechanism) = self.mechanism.clone() else { return self.internal(b"no mechanism", cx) };
         let mut diagnosis = Vec::new();
         loop {
-            self.steps = self.steps.saturating_add(1);
+            self.steps = self.steps.saturating_add(u8::from(!matches!(cause, Cause::Answer(_))));
             if u32::from(self.steps) > mechanism.traits().steps_max || self.effects > EFFECTS_MAX {
                 return self.internal(b"too many steps", cx);
             }
@@ -256,6 +265,10 @@ impl Authentication {
             }
             match self.step(&*mechanism, &cause, &mut diagnosis, cx) {
                 Decision::Wait => return Progress::Continue,
+                Decision::Elsewhere => {
+                    self.wait = Wait::Step;
+                    return Progress::Pending;
+                }
                 Decision::Pending(kind) => {
                     self.wait = Wait::Effect(kind);
                     return Progress::Pending;
@@ -281,7 +294,7 @@ impl Authentication {
         diagnosis: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Decision {
-        let Self { state, message, scratch, ledger, authcid, authzid, effects, .. } = self;
+        let Self { state, message, scratch, ledger, authcid, authzid, effects, elsewhere, .. } = self;
         let facts = Facts {
             tls: cx.tls.is_some(),
             tls_version: cx.tls.map_or(0, |tls| tls.version),
@@ -299,6 +312,7 @@ impl Authentication {
         let event = match cause {
             Cause::Start { initial } => Event::Start { initial: *initial },
             Cause::Message => Event::Message,
+            Cause::Answer(_) => Event::Resume,
             Cause::Outcome(effect, outcome) => {
                 let data = outcome.data.expose();
                 let scram = outcome.scram.and_then(|layout| {
@@ -318,7 +332,22 @@ impl Authentication {
             unix_ms: cx.unix_ms,
             exchange: cx.session.0,
         };
-        match mechanism.step(state, input, scratch.buffer()) {
+        let carried;
+        let step = match cause {
+            Cause::Answer(answer) => answer.step(),
+            _ if mechanism.runner().is_some() => {
+                *elsewhere = true;
+                match cx.host.step(mechanism, input) {
+                    None => return Decision::Elsewhere,
+                    Some(answer) => {
+                        carried = answer;
+                        carried.step()
+                    }
+                }
+            }
+            _ => mechanism.step(state, input, scratch.buffer()),
+        };
+        match step {
             Step::Challenge(data) => {
                 write_challenge(data, cx.out);
                 Decision::Wait
@@ -368,7 +397,12 @@ impl Authentication {
         let verdict = match entry {
             None => Err(Verdict { reason: "unproven success", ..CREDENTIALS }),
             // A mechanism that is content with a decoy does not verify anything.
-            Some(Entry { doomed: true, .. }) => Err(Verdict { reason: "doomed success", ..CREDENTIALS }),
+            Some(Entry { doomed: true, .. }) => {
+                if let Some(mechanism) = &self.mechanism {
+                    mechanism.quarantine();
+                }
+                Err(Verdict { reason: "doomed success", ..CREDENTIALS })
+            }
             Some(Entry { identity: None, .. }) => Err(CREDENTIALS),
             Some(Entry { account: Account::Disabled, .. }) => {
                 Err(Verdict::new(&reply::ACCOUNT_DISABLED, "disabled", FULL_FAILURE))
@@ -435,7 +469,10 @@ impl Authentication {
     }
 
     /// Ends the exchange, wipes what it held and gives the buffers back.
-    pub(crate) fn recycle(mut self: Box<Self>, pools: &mut Pools) {
+    pub(crate) fn recycle(mut self: Box<Self>, cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.elsewhere) {
+            cx.host.finish();
+        }
         if let Some(mechanism) = self.mechanism.take() {
             mechanism.finish(&mut self.state);
         }
@@ -446,8 +483,8 @@ impl Authentication {
         self.authzid.zeroize();
         self.ledger.clear();
         (self.steps, self.effects, self.wait) = (0, 0, Wait::Response);
-        if pools.exchanges.len() < POOLED_MAX {
-            pools.exchanges.push(self);
+        if cx.pools.exchanges.len() < POOLED_MAX {
+            cx.pools.exchanges.push(self);
         }
     }
 }

@@ -72,6 +72,16 @@ pub trait Host {
     /// then the session parses nothing until [`crate::Session::complete`] brings the outcome.
     fn perform(&mut self, effect: Effect<'_>) -> Option<Outcome>;
 
+    /// Has another process take one step of this session's exchange, and returns `None`; then the session
+    /// waits as for an effect. The mechanism's answer is [`Outcome::Step`]. `Some` when it is known at once.
+    fn step(&mut self, mechanism: &dyn sasl::Mechanism, input: sasl::Input<'_>) -> Option<sasl::OwnedStep> {
+        let _ = (mechanism, input);
+        Some(sasl::OwnedStep::failure(sasl::FailureClass::Temporary, "no process runs this mechanism"))
+    }
+
+    /// The exchange that [`Host::step`] began is over.
+    fn finish(&mut self) {}
+
     /// Makes room for the octets of a new message and names it. `size` is what the client declared.
     fn begin_message(&mut self, size: Option<u64>) -> Result<QueueId, Trouble>;
 
@@ -131,6 +141,8 @@ pub enum Effect<'a> {
 pub enum Outcome {
     /// Of [`Effect::Sasl`].
     Sasl(SaslOutcome),
+    /// Of [`Host::step`].
+    Step(sasl::OwnedStep),
     /// Of [`Effect::Recipient`].
     Recipient(RecipientOutcome),
     /// Of [`Effect::Sender`].

@@ -313,7 +313,7 @@ impl Session {
             | State::Asking(_, transaction)
             | State::Data(transaction)
             | State::Chunk(transaction) => transaction.abandon(reason, cx),
-            State::Auth(exchange) => exchange.recycle(cx.pools),
+            State::Auth(exchange) => exchange.recycle(cx),
             State::Ready | State::Swallow { .. } | State::Broken | State::StartTls | State::Closed => {}
         }
     }
@@ -603,7 +603,7 @@ impl Session {
             // More than one round trip: AUTH ends the group (RFC 4954 §4).
             if cx.listener.sync_violation == SyncViolation::Close {
                 cx.out.truncate(challenged_from);
-                exchange.recycle(cx.pools);
+                exchange.recycle(cx);
                 self.spoke_too_early(more, cx);
                 return;
             }
@@ -631,7 +631,7 @@ impl Session {
                 (&reply::AUTHENTICATED, 0)
             }
         };
-        exchange.recycle(cx.pools);
+        exchange.recycle(cx);
         self.state = State::Ready;
         self.reply(reply, cx);
         self.auth_failures = self.auth_failures.saturating_add(weight);
