@@ -20,7 +20,12 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// The only files with `unsafe` in them.
-const UNSAFE: [&str; 3] = ["core/link/src/sys.rs", "core/plugin-host/src/ffi.rs", "plugins/sdk/src/export.rs"];
+const UNSAFE: [&str; 4] = [
+    "core/link/src/sys.rs",
+    "core/plugin-host/src/ffi.rs",
+    "plugins/sdk/src/export.rs",
+    "plugins/conformance/src/sandbox.rs",
+];
 
 /// Files below `folder` with this ending.
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
@@ -132,7 +137,7 @@ fn words(code: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn unsafe_stands_in_three_files() {
+fn unsafe_stands_in_named_files() {
     let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
     for file in files(root(), ".rs") {
