@@ -15,6 +15,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, Privat
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::channel_binding::server_end_point;
 use crate::error::CertificateError;
 use crate::provider;
 
@@ -34,6 +35,8 @@ pub struct Certificate {
     not_before: i64,
     not_after: i64,
     key: Key,
+    /// tls-server-end-point, where it is defined.
+    pub(crate) end_point: Option<Arc<[u8]>>,
     pub(crate) certified: Arc<CertifiedKey>,
 }
 
@@ -116,6 +119,7 @@ impl Certificate {
         }
 
         let names = names_of(leaf);
+        let end_point = chain.first().and_then(|der| server_end_point(der, leaf));
         // A root at the end is for clients that know it already; its dates say nothing.
         let dated = || {
             parsed
@@ -136,7 +140,7 @@ impl Certificate {
                 return Err(CertificateError::Malformed { file: file.into(), position: 1, cause: error.to_string() });
             }
         }
-        Ok(Self { file: file.into(), names, not_before, not_after, key, certified: Arc::new(certified) })
+        Ok(Self { file: file.into(), names, not_before, not_after, key, end_point, certified: Arc::new(certified) })
     }
 
     /// The file that the chain came from.

@@ -13,11 +13,13 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::certificate::Pem;
 use crate::error::CertificateError;
 use crate::noted;
 use crate::provider;
+use crate::provider::digest::{SHA256, digest};
 
 #[derive(Debug)]
 pub(crate) struct Verifier {
@@ -40,6 +42,44 @@ impl Verifier {
         };
         Ok(Self { provider, authorities, required })
     }
+}
+
+/// What a certificate says about the client that holds its key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// Mail addresses (subjectAltName, rfc822Name).
+    pub mail: Vec<String>,
+    /// URIs (subjectAltName).
+    pub uris: Vec<String>,
+    /// Common names of the subject.
+    pub common_names: Vec<String>,
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub spki_sha256: [u8; 32],
+}
+
+impl ClientIdentity {
+    pub(crate) fn of(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let mut identity = Self::default();
+        identity.spki_sha256.copy_from_slice(digest(&SHA256, certificate.public_key().raw).as_ref());
+        if let Some(extension) = certificate.subject_alternative_name().ok()? {
+            for name in &extension.value.general_names {
+                match name {
+                    GeneralName::RFC822Name(mail) => identity.mail.extend(plain(mail)),
+                    GeneralName::URI(uri) => identity.uris.extend(plain(uri)),
+                    _ => {}
+                }
+            }
+        }
+        let common_names = certificate.subject().iter_common_name();
+        identity.common_names = common_names.filter_map(|name| plain(name.as_str().ok()?)).collect();
+        Some(identity)
+    }
+}
+
+/// A name with NUL or another control character is an attempt to be read as another one.
+fn plain(name: &str) -> Option<String> {
+    (!name.is_empty() && !name.contains(char::is_control)).then(|| name.to_owned())
 }
 
 /// Whether a bundle holds authorities that client certificates can be verified against.

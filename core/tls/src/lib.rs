@@ -47,6 +47,7 @@ compile_error!(
 compile_error!("crate tls: choose the cryptography, feature `aws-lc` (default) or `ring`");
 
 mod certificate;
+mod channel_binding;
 mod client;
 mod client_certificate;
 mod error;
@@ -62,8 +63,9 @@ mod ticket;
 mod test_peer;
 
 pub use certificate::{Certificate, CertificateSet, Pem};
+pub use channel_binding::ChannelBinding;
 pub use client::{ClientError, ClientSession, ClientTls, Trust};
-pub use client_certificate::check_authorities;
+pub use client_certificate::{ClientIdentity, check_authorities};
 pub use error::{CertificateError, TlsError};
 pub use fuzz::fuzz_receive;
 pub use self_signed::{SelfSigned, self_signed};
@@ -75,9 +77,9 @@ pub use ticket::TicketKeys;
 /// The library that does the cryptography; both offer the same interface for what is used here.
 mod provider {
     #[cfg(feature = "aws-lc")]
-    pub use aws_lc_rs::{aead, hkdf, rand};
+    pub use aws_lc_rs::{aead, digest, hkdf, rand};
     #[cfg(feature = "ring")]
-    pub use ring::{aead, hkdf, rand};
+    pub use ring::{aead, digest, hkdf, rand};
     #[cfg(feature = "aws-lc")]
     pub use rustls::crypto::aws_lc_rs::default_provider;
     #[cfg(feature = "ring")]

@@ -1,12 +1,14 @@
 //! What the callbacks of a handshake learn about the connection that they are called for.
 //!
 //! rustls' unbuffered connection does not tell the server name that was asked for, and its callbacks
-//! (choice of certificate, check of a client certificate, sealing of a ticket) are not told which
+//! (choice of certificate, check of a client certificate, sealing of a ticket, the exporter secret) are not told which
 //! connection calls. All run inside `process_tls_records` on the caller's thread: a thread-local slot
 //! holds the connection's notes for as long as that call lasts.
 
 use std::cell::RefCell;
 use std::mem;
+
+use crate::channel_binding::Bindings;
 
 /// Notes of one connection.
 #[derive(Debug, Default)]
@@ -17,6 +19,8 @@ pub(crate) struct Noted {
     pub(crate) certificate_presented: bool,
     /// The certificate leads to one of the configured authorities.
     pub(crate) certificate_verified: bool,
+    /// Channel bindings, on listeners that want them.
+    pub(crate) bindings: Option<Box<Bindings>>,
 }
 
 thread_local! {

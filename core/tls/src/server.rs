@@ -7,6 +7,7 @@ use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier}
 use rustls::version::{TLS12, TLS13};
 
 use crate::certificate::Pem;
+use crate::channel_binding::Exporter;
 use crate::client_certificate::Verifier;
 use crate::error::CertificateError;
 use crate::provider;
@@ -57,6 +58,8 @@ pub struct Settings<'a> {
     pub post_quantum: bool,
     /// Client certificates.
     pub client_auth: ClientAuth<'a>,
+    /// Whether connections note what SASL exchanges can be bound to, see [`crate::TlsSession::channel_binding`].
+    pub channel_binding: bool,
 }
 
 impl Default for Settings<'_> {
@@ -68,6 +71,7 @@ impl Default for Settings<'_> {
             require_ems: true,
             post_quantum: true,
             client_auth: ClientAuth::Off,
+            channel_binding: false,
         }
     }
 }
@@ -76,6 +80,7 @@ impl Default for Settings<'_> {
 #[derive(Debug)]
 pub struct ServerTls {
     pub(crate) config: Arc<ServerConfig>,
+    pub(crate) channel_binding: bool,
 }
 
 impl ServerTls {
@@ -124,7 +129,10 @@ impl ServerTls {
         }
         // What a client sends before its Finished can be replayed (RFC 8446 §8): AUTH must not be.
         config.max_early_data_size = 0;
-        Ok(Self { config: Arc::new(config) })
+        if settings.channel_binding {
+            config.key_log = Arc::new(Exporter);
+        }
+        Ok(Self { config: Arc::new(config), channel_binding: settings.channel_binding })
     }
 }
 

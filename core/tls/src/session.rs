@@ -18,6 +18,8 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, WriteTraffic};
 use rustls::{Error, HandshakeKind, NamedGroup, server::ServerConnectionData};
 
+use crate::channel_binding::ChannelBinding;
+use crate::client_certificate::ClientIdentity;
 use crate::error::TlsError;
 use crate::noted::{self, Noted};
 use crate::server::ServerTls;
@@ -91,7 +93,7 @@ impl TlsSession {
             pending: Vec::new(),
             record: Some(0),
             phase: Phase::Handshaking,
-            noted: Noted::default(),
+            noted: Noted { bindings: server.channel_binding.then(Box::default), ..Noted::default() },
         })
     }
 
@@ -171,7 +173,7 @@ impl TlsSession {
             group: self.connection.negotiated_key_exchange_group().map_or("", |group| group_name(group.name())),
             sni: self.noted.sni.as_deref().unwrap_or(""),
             client_certificate: self.noted.certificate_verified,
-            resumed: self.connection.handshake_kind() == Some(HandshakeKind::Resumed),
+            resumed: self.is_resumed(),
         })
     }
 
@@ -179,6 +181,33 @@ impl TlsSession {
     /// vouches for it is said by [`Facts::client_certificate`].
     pub fn peer_certificates(&self) -> impl Iterator<Item = &[u8]> {
         self.connection.peer_certificates().unwrap_or_default().iter().map(AsRef::as_ref)
+    }
+
+    /// Who the client is by its certificate, when an authority vouches for it. Not known after resumption.
+    pub fn client_identity(&self) -> Option<ClientIdentity> {
+        let certificate = self.peer_certificates().next().filter(|_| self.noted.certificate_verified)?;
+        ClientIdentity::of(certificate)
+    }
+
+    /// Octets that only the two ends of this connection share, after the handshake, where the listener's
+    /// [`Settings::channel_binding`](crate::Settings::channel_binding) is set and the version has them.
+    pub fn channel_binding(&self, kind: ChannelBinding) -> Option<&[u8]> {
+        let bindings = self.noted.bindings.as_ref().filter(|_| self.connection_is_open())?;
+        match kind {
+            ChannelBinding::TlsExporter => bindings.exporter.as_ref().map(|octets| &octets[..]),
+            // Who resumes was not shown a certificate; the one that it remembers may have been replaced since.
+            ChannelBinding::TlsServerEndPoint if self.is_resumed() => None,
+            ChannelBinding::TlsServerEndPoint => bindings.end_point.as_deref(),
+        }
+    }
+
+    /// Gives the memory of channel bindings back: after a login nobody asks for them.
+    pub fn forget_channel_bindings(&mut self) {
+        self.noted.bindings = None;
+    }
+
+    fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     /// Octets of memory that it holds for incomplete records and messages; 0 while it is idle.

@@ -63,6 +63,8 @@ pub(crate) struct Client {
     pub(crate) schemes: Option<Vec<SignatureScheme>>,
     pub(crate) alpn: Vec<Vec<u8>>,
     pub(crate) certificate: Option<Arc<Made>>,
+    /// The only one that it speaks, by rustls' name.
+    pub(crate) suite: Option<&'static str>,
 }
 
 pub(crate) const V12: &SupportedProtocolVersion = &rustls::version::TLS12;
@@ -70,11 +72,16 @@ pub(crate) const V13: &SupportedProtocolVersion = &rustls::version::TLS13;
 
 impl Client {
     pub(crate) fn new(version: &'static SupportedProtocolVersion) -> Self {
-        Self { version, schemes: None, alpn: Vec::new(), certificate: None }
+        Self { version, schemes: None, alpn: Vec::new(), certificate: None, suite: None }
     }
 
     pub(crate) fn config(&self) -> Arc<ClientConfig> {
-        let provider = Arc::new(provider::default_provider());
+        let mut provider = provider::default_provider();
+        if let Some(suite) = self.suite {
+            provider.cipher_suites.retain(|known| known.suite().as_str() == Some(suite));
+            assert_eq!(provider.cipher_suites.len(), 1, "{suite}");
+        }
+        let provider = Arc::new(provider);
         let trust = TrustAll { provider: provider.clone(), schemes: self.schemes.clone() };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[self.version])

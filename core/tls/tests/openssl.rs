@@ -11,7 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use tls::{
-    Certificate, CertificateSet, CertificateStore, Pem, ServerTls, Settings, State, TicketKeys, TlsError, TlsSession,
+    Certificate, CertificateSet, CertificateStore, ChannelBinding, Pem, ServerTls, Settings, State, TicketKeys,
+    TlsError, TlsSession,
 };
 
 const GREETING: &[u8] = b"220 mail.example ESMTP\r\n";
@@ -34,6 +35,10 @@ fn serve(server: &Arc<ServerTls>, mut stream: TcpStream, piece: usize) -> Result
                 let resumed = if facts_resumed(session.facts().unwrap()) { "resumed" } else { "full" };
                 session.send(GREETING, &mut out)?;
                 session.send(format!("250 {resumed}\r\n").as_bytes(), &mut out)?;
+                if let Some(binding) = session.channel_binding(ChannelBinding::TlsExporter) {
+                    let hex: String = binding.iter().map(|octet| format!("{octet:02X}")).collect();
+                    session.send(format!("250 bound {hex}\r\n").as_bytes(), &mut out)?;
+                }
             }
             _ => {}
         }
@@ -68,7 +73,7 @@ fn s_client(server: &Arc<ServerTls>, piece: usize, arguments: &[&str]) -> Option
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let client = Command::new("openssl")
-        .args(["s_client", "-connect", &address, "-servername", "mail.example", "-quiet", "-crlf"])
+        .args(["s_client", "-connect", &address, "-servername", "mail.example", "-crlf"])
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -110,6 +115,10 @@ impl Drop for Folder {
 }
 
 fn server() -> (Arc<ServerTls>, String) {
+    server_with(&Settings::default())
+}
+
+fn server_with(settings: &Settings<'_>) -> (Arc<ServerTls>, String) {
     let made = tls::self_signed(&["mail.example"], 1).unwrap();
     let certificate = Certificate::from_pem(
         Pem { file: "certificate", octets: made.certificate_pem.as_bytes() },
@@ -117,7 +126,7 @@ fn server() -> (Arc<ServerTls>, String) {
     );
     let store = Arc::new(CertificateStore::new(CertificateSet::new(vec![certificate.unwrap()]).unwrap()));
     let keys = Arc::new(TicketKeys::new(&[[1; 32]]));
-    (Arc::new(ServerTls::new(&Settings::default(), store, keys).unwrap()), made.certificate_pem)
+    (Arc::new(ServerTls::new(settings, store, keys).unwrap()), made.certificate_pem)
 }
 
 #[test]
@@ -130,7 +139,7 @@ fn both_versions_with_verification_and_resumption() {
         let ticket = folder.file(&format!("{version}{piece}"));
         let verify = ["-CAfile", &trusted, "-verify_return_error", "-verify_hostname", "mail.example", version];
         for (with, expected) in [("-sess_out", "full"), ("-sess_in", "resumed")] {
-            let arguments = [&verify[..], &["-alpn", "smtp", with, &ticket]].concat();
+            let arguments = [&verify[..], &["-quiet", "-alpn", "smtp", with, &ticket]].concat();
             let Some((output, received)) = s_client(&server, piece, &arguments) else { return };
             let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success(), "{version}: {complained}");
@@ -152,5 +161,23 @@ fn refusals_reach_the_client() {
         assert!(!output.status.success() && complained.contains(alert), "{complained}");
         let error = received.unwrap_err();
         assert_eq!(std::mem::discriminant(&error), std::mem::discriminant(&expected), "{error}");
+    }
+}
+
+/// RFC 9266 §2: the octets are those of another implementation's exporter, for each hash.
+#[test]
+fn the_exporter_is_openssl_s() {
+    let (server, _) = server_with(&Settings { channel_binding: true, ..Settings::default() });
+    for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384"] {
+        let export = ["-keymatexport", "EXPORTER-Channel-Binding", "-keymatexportlen", "32"];
+        let arguments = [&export[..], &["-tls1_3", "-ciphersuites", suite, "-ign_eof"]].concat();
+        let Some((output, received)) = s_client(&server, 4096, &arguments) else { return };
+        received.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let of = |lead: &str| {
+            let found = said.lines().find_map(|line| line.trim().strip_prefix(lead));
+            found.unwrap_or_else(|| panic!("{suite}: no {lead:?} in {said}")).to_owned()
+        };
+        assert_eq!(of("250 bound "), of("Keying material: "), "{suite}");
     }
 }
