@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use portreeve_plugin_abi::{action, status};
 
 use crate::client::{Kind, Person};
+use crate::event::{Event, Moment};
 use crate::sandbox::Fault;
 use crate::vectors::Vector;
 use crate::world::{End, Plan, Policy, Random, Stepper, Story, Traits, Voice, World, run};
@@ -85,7 +86,8 @@ pub fn explore(
         let story = run(stepper, traits, world, &plan)?;
         story.judge(traits)?;
         let by_client = matches!(plan.voice, Voice::Client(_));
-        let plan = Plan { voice: Voice::Words(story.words.clone()), ..plan };
+        let initial = matches!(story.steps.first(), Some((Moment { event: Event::Start(Some(_)), .. }, _)));
+        let plan = Plan { voice: Voice::Words(story.words.clone()), initial, ..plan };
         let signature = (plan.initial, by_client, plan.policy == Policy::Truth, signature(&story));
         if !seen.insert(signature) {
             continue;

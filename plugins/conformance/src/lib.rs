@@ -7,3 +7,10 @@ pub mod rules;
 #[allow(unsafe_code, reason = "the unsafe edge: the only file of this crate with unsafe code")]
 pub mod sandbox;
 pub mod world;
+pub mod explore;
+pub mod vectors;
+pub mod child;
+pub mod job;
+mod schema;
+pub mod check;
+pub mod process;

@@ -1,0 +1,164 @@
+//! Each bad plugin fails `check` with the rule that its first line names; the bundled ones, the examples and a
+//! good one pass.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// `target/<profile>/examples/check`; `cargo test --test plugins` does not build it by itself.
+fn checker() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let profile = own.ancestors().nth(2).unwrap();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "-p", "conformance", "--example", "check", "--target-dir"]);
+    build.arg(profile.parent().unwrap());
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.current_dir(root()).status().unwrap().success());
+    profile.join("examples/check")
+}
+
+/// A library that this package's tests depend on.
+fn bundled(id: &str) -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name(format!("libportreeve_{id}.so"))
+}
+
+fn compile(source: &Path, output: &Path) {
+    let build = Command::new("cc")
+        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"])
+        .arg("-I")
+        .arg(root().join("plugins/abi"))
+        .arg("-o")
+        .args([output, source])
+        .output()
+        .unwrap();
+    assert!(build.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&build.stderr));
+}
+
+/// Findings, and the exit code.
+fn check(checker: &Path, library: &Path, seconds: &str) -> (Vec<Value>, Option<i32>) {
+    let run = Command::new(checker).arg(library).arg(seconds).output().unwrap();
+    let text = String::from_utf8(run.stdout).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (lines, run.status.code())
+}
+
+fn failures(lines: &[Value]) -> BTreeSet<String> {
+    let failed = lines.iter().filter(|line| line["result"] == "fail");
+    failed.map(|line| line["rule"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_bad_plugin_fails_with_its_rule() {
+    let checker = checker();
+    let folder = tempfile::tempdir().unwrap();
+    let mut sources: Vec<PathBuf> = std::fs::read_dir(root().join("tests/bad-plugins"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == "c"))
+        .collect();
+    sources.sort();
+    assert!(sources.len() >= 40, "{} fixtures", sources.len());
+    let (next, wrong, seen) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(BTreeSet::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let name = source.file_stem().unwrap().to_str().unwrap();
+                    let library = folder.path().join(format!("{name}.so"));
+                    compile(source, &library);
+                    let text = std::fs::read_to_string(source).unwrap();
+                    let expected = text.trim_start_matches("/* ").split(':').next().unwrap().to_owned();
+                    let (lines, code) = check(&checker, &library, "0.4");
+                    let failed = failures(&lines);
+                    let good = match expected.as_str() {
+                        "none" => failed.is_empty() && code == Some(0),
+                        // Nothing else: who has broken one rule must not be sent after others.
+                        rule => failed == BTreeSet::from([rule.to_owned()]) && code == Some(1),
+                    };
+                    if !good {
+                        let told: Vec<String> = lines
+                            .iter()
+                            .filter(|line| line["result"] == "fail")
+                            .map(|line| format!("{}: {}", line["rule"], line["text"]))
+                            .collect();
+                        wrong.lock().unwrap().push(format!("{name}: {expected} expected, exit {code:?}, found {told:#?}"));
+                    }
+                    for line in lines.iter().filter(|line| line["result"] == "fail") {
+                        assert!(line["remedy"].as_str().unwrap().len() > 20, "{line}");
+                        assert!(line["text"].as_str().unwrap().len() > 5, "{line}");
+                    }
+                    seen.lock().unwrap().insert(expected);
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // No rule without somebody who breaks it.
+    let seen = seen.into_inner().unwrap();
+    let missing: Vec<&str> =
+        conformance::rules::RULES.iter().map(|rule| rule.id).filter(|id| !seen.contains(*id)).collect();
+    assert!(missing.is_empty(), "no fixture for {missing:?}");
+}
+
+/// A Rust plugin that panics: contained as INTERNAL (P4), and refused when it would abort (A7).
+#[test]
+fn panics() {
+    let checker = checker();
+    let folder = tempfile::tempdir().unwrap();
+    for (strategy, expected) in [("unwind", "P4"), ("abort", "A7")] {
+        let target = folder.path().join(strategy);
+        let build = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--offline", "--manifest-path"])
+            .arg(root().join("tests/bad-plugins/panics/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target)
+            .env("CARGO_PROFILE_DEV_PANIC", strategy)
+            .output()
+            .unwrap();
+        assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
+        let (lines, code) = check(&checker, &target.join("debug/libpanics.so"), "0.4");
+        assert!(failures(&lines).contains(expected) && code == Some(1), "{lines:#?}");
+        if strategy == "unwind" {
+            let text = lines.iter().find(|line| line["rule"] == "P4").unwrap()["text"].as_str().unwrap();
+            assert!(text.contains("panic at src/lib.rs:"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn bundled_libraries_pass() {
+    let checker = checker();
+    for id in ["standard", "legacy"] {
+        let (lines, code) = check(&checker, &bundled(id), "0.6");
+        let failed: Vec<&Value> = lines.iter().filter(|line| line["result"] == "fail").collect();
+        assert!(failed.is_empty() && code == Some(0), "{id}: {failed:#?}");
+        // A check that skips everything passes, too.
+        let passed = |rule: &str| lines.iter().any(|line| line["rule"] == rule && line["result"] == "pass");
+        for rule in conformance::rules::RULES {
+            assert!(passed(rule.id) || (rule.id == "P8" && id == "legacy"), "{id}: nothing passed {}", rule.id);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_library_fails_by_name() {
+    let checker = checker();
+    for (file, expected, code) in [("/bin/ls", "A1", 1), ("/etc/passwd", "A1", 1)] {
+        let (lines, found) = check(&checker, Path::new(file), "0.2");
+        assert!(failures(&lines).contains(expected) && found == Some(code), "{file}: {lines:#?}");
+    }
+    let (_, code) = check(&checker, Path::new("/nowhere/x.so"), "0.2");
+    assert_eq!(code, Some(2));
+}
