@@ -12,7 +12,8 @@
 //! codec    the few integer and string forms that payloads are made of
 //! message  what the supervisor and a child say      directory  what a worker asks about credentials
 //! shared   words that several processes see (counters, limits)      sealed  a memfd that can no longer change
-//! sys      the only unsafe code: descriptor 3, mmap, ids, prctl
+//! sandbox  limits, Landlock and seccomp for strangers' code
+//! sys      the only unsafe code: descriptor 3, mmap, ids, prctl, system calls of the sandbox
 //! ```
 //!
 //! A frame is `u32 length, u16 kind, u64 question id, payload`, little-endian, at most
@@ -42,6 +43,7 @@ mod frame;
 pub mod ids;
 pub mod mechanism;
 pub mod message;
+pub mod sandbox;
 pub mod sealed;
 pub mod shared;
 mod socket;

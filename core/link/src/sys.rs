@@ -224,6 +224,94 @@ pub fn harden() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the signals of a fault and of the timer back to the kernel: whoever faults dies at once, without a
+/// handler that a sandbox would get in the way of.
+pub fn default_signals() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGALRM] {
+        // SAFETY: the default action; no handler of ours is installed or called.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// Ends the process (SIGALRM) after so many milliseconds, unless it is called again; 0: not at all.
+pub fn end_after_ms(ms: u32) {
+    let time =
+        libc::timeval { tv_sec: libc::time_t::from(ms / 1000), tv_usec: libc::suseconds_t::from(ms % 1000) * 1000 };
+    let timer = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: time };
+    // SAFETY: a valid value to read; the old one is not asked for.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) };
+}
+
+/// Installs a seccomp filter for this process and all that it starts. It stays.
+pub(crate) fn seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
+    let octets = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len: octets, filter: program.as_ptr().cast_mut() };
+    // SAFETY: `program` names `len` instructions that live during the call; the kernel copies and checks them.
+    let done = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC, &program)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes all rights on files away except reading below `readable`, and, where the kernel knows how, TCP and
+/// signals to others. Returns the version of Landlock that did it.
+pub(crate) fn landlock(readable: &[&str]) -> io::Result<i64> {
+    const EXECUTE: u64 = 1;
+    const READ_FILE: u64 = 1 << 2;
+    const READ_DIR: u64 = 1 << 3;
+    /// `LANDLOCK_CREATE_RULESET_VERSION`, `LANDLOCK_RULE_PATH_BENEATH`.
+    const VERSION: libc::c_uint = 1;
+    const PATH_BENEATH: libc::c_uint = 1;
+    // SAFETY: with this flag nothing is read and nothing is made.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<u64>(), 0usize, VERSION) };
+    if version < 1 {
+        return Err(io::Error::last_os_error());
+    }
+    let files: u64 = match version {
+        1 => 0x1fff,
+        2 => 0x3fff,
+        3 | 4 => 0x7fff,
+        _ => 0xffff,
+    };
+    // Files; TCP bind and connect; abstract sockets and signals.
+    let handled: [u64; 3] = [files, 3, 3];
+    let octets: usize = match version {
+        ..4 => 8,
+        4 | 5 => 16,
+        _ => 24,
+    };
+    // SAFETY: `octets` octets of `handled` are read, no more than it has.
+    let made = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, handled.as_ptr(), octets, 0) };
+    let made = RawFd::try_from(made).ok().filter(|made| *made >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel just made it for us.
+    let rules = unsafe { OwnedFd::from_raw_fd(made) };
+    for path in readable {
+        let Ok(open) =
+            rustix::fs::open(*path, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        else {
+            continue;
+        };
+        let folder = rustix::fs::fstat(&open)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let access = if folder { EXECUTE | READ_FILE | READ_DIR } else { READ_FILE };
+        // struct landlock_path_beneath_attr is packed: u64, then s32.
+        let mut rule = [0u8; 12];
+        let (head, tail) = rule.split_at_mut(8);
+        head.copy_from_slice(&access.to_ne_bytes());
+        tail.copy_from_slice(&open.as_raw_fd().to_ne_bytes());
+        // SAFETY: the rule has the kernel's layout and lives during the call, as do both descriptors.
+        let added =
+            unsafe { libc::syscall(libc::SYS_landlock_add_rule, rules.as_raw_fd(), PATH_BENEATH, rule.as_ptr(), 0) };
+        if added != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: numbers only.
+    if unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(version)
+}
+
 /// Raises the soft limit of open descriptors to the hard one and returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
