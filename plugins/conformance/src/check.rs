@@ -116,16 +116,17 @@ pub fn check(options: &Options, tell: &mut dyn FnMut(Told)) -> Result<Summary, S
     }
     check.task(Task::Handshake, "", &mut vec![])?;
     for traits in mechanisms.iter().filter(|traits| wanted(traits)) {
-        let mut broken = None;
+        let (mut stopped, mut impure) = (false, false);
         for task in Task::EACH {
-            match broken {
-                // What does not survive being called, or cannot be configured, cannot be asked anything else.
-                Some(first) => check.skip(task, &traits.name, &format!("{first} comes first")),
-                None if check.task(task, &traits.name, &mut vec![])? && matches!(task, Task::Settings | Task::Memory) => {
-                    broken = Some(if task == Task::Settings { "D1" } else { "what failed above" });
-                }
-                None => {}
+            // What does not survive being called, or cannot be configured, cannot be asked anything else; and who
+            // answers differently each time does so beside others, too.
+            if stopped || (impure && task == Task::Threads) {
+                check.skip(task, &traits.name, "what failed above comes first");
+                continue;
             }
+            let broken = check.task(task, &traits.name, &mut vec![])?;
+            stopped |= broken && matches!(task, Task::Settings | Task::Memory);
+            impure |= broken && task == Task::Purity;
         }
     }
     Ok(check.summary)
