@@ -32,6 +32,24 @@ pub enum Event<'a> {
         /// Seconds until the next one.
         next_seconds: u64,
     },
+    /// A recipient will not get the message.
+    Failed {
+        /// The message.
+        id: QueueId,
+        /// The recipient's address.
+        recipient: &'a str,
+        /// The route's name.
+        route: &'a str,
+        /// Why.
+        reason: &'a str,
+        /// The notice to the sender; `None`: the sender is not told.
+        notice: Option<QueueId>,
+    },
+    /// The operator has taken a message out of the queue.
+    Removed {
+        /// The message.
+        id: QueueId,
+    },
     /// A message cannot be handed on by this program: it stays in the spool.
     Stuck {
         /// The message.
@@ -59,6 +77,14 @@ impl fmt::Display for Event<'_> {
                 write!(f, "{id}: <{}> waits ({route}): {reason}; ", recipient.escape_debug())?;
                 write!(f, "attempt {attempts}, next in {next_seconds} s")
             }
+            Self::Failed { id, recipient, route, reason, notice } => {
+                write!(f, "{id}: <{}> failed ({route}): {reason}; ", recipient.escape_debug())?;
+                match notice {
+                    Some(notice) => write!(f, "sender is told by {notice}"),
+                    None => f.write_str("sender is not told"),
+                }
+            }
+            Self::Removed { id } => write!(f, "{id}: removed by the operator"),
             Self::Stuck { id, reason } => write!(f, "{id}: stays in the spool: {reason}"),
             Self::Spool(notice) => notice.fmt(f),
             Self::Link { reason } => write!(f, "link from a worker: {reason}"),

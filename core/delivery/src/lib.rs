@@ -9,9 +9,15 @@
 //!
 //! - A message is handed on at least once; twice only when a crash falls between a route's success and our
 //!   durable note of it, and not even then into a Maildir (see [`maildir`]).
-//! - What fails now is tried again, later and later, and stays in the spool meanwhile. Nothing is ever given up:
-//!   a recipient without a route waits too, and an event says why.
-//! - Routes are chosen by the recipient's domain; a new kind of route is an implementation of [`Route`].
+//! - What fails now is tried again, later and later, and stays in the spool meanwhile, five days at the most: a
+//!   recipient without a route waits too, and an event says why.
+//! - What fails for good, or for too long, is told to the sender (RFC 3464), when the sender is one that we know
+//!   (`notice.rs`); other mail that is refused for good stays in the queue until its time is over.
+//! - Routes are chosen by the recipient's domain; a new kind of route is an implementation of [`Route`]:
+//!   [`Maildir`], [`NextHops`] (SMTP and LMTP), [`Discard`].
+//! - A next hop that stalls holds its own connections and their threads, nobody else's; one that does not answer
+//!   is left alone for a while by all messages together.
+//! - [`Handle::queue`] is the operator's view of what waits, and hand in it.
 //!
 //! The process around it gives it links from workers and the word to stop, through [`Handle`]:
 //!
@@ -31,16 +37,23 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod connection;
 mod event;
 pub mod maildir;
+mod next_hop;
+mod notice;
+mod queue;
 mod retry;
 mod route;
 mod service;
 
+pub use connection::Place;
 pub use event::{Event, Events};
 pub use maildir::{BadTemplate, LineEnd, Maildir};
+pub use next_hop::{HopSettings, NextHops, Security};
+pub use queue::{Answer, Entry, EntryState, Filter, Request, Summary, WaitingRecipient};
 pub use retry::Retry;
-pub use route::{Discard, Mail, Route, Routes, Verdict};
+pub use route::{Discard, Mail, Route, Routes, Trouble, Verdict};
 pub use service::{Handle, Service, Settings, Stats};
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
+use smtp::client::Enhanced;
 use smtp::envelope::Recipient;
 
-use crate::route::{Mail, Route, Verdict};
+use crate::route::{Mail, Route, Trouble, Verdict};
 
 /// Line ends in the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -200,17 +201,25 @@ impl Route for Maildir {
         // Several recipients, one mailbox: one copy.
         let mut done: BTreeMap<PathBuf, Verdict> = BTreeMap::new();
         let deliver = |recipient: &Recipient<'_>| match self.folder(recipient) {
-            Err(reason) => Verdict::Never(reason),
+            Err(reason) => Verdict::never(reason),
             Ok(folder) => done
                 .entry(folder)
                 .or_insert_with_key(|folder| match self.put(folder, mail) {
                     Ok(()) => Verdict::Delivered,
-                    Err(error) => Verdict::Later(error.to_string()),
+                    Err(error) if is_full(&error) => {
+                        Verdict::Later(Trouble::own(Enhanced::new(4, 3, 1), error.to_string()))
+                    }
+                    Err(error) => Verdict::later(error.to_string()),
                 })
                 .clone(),
         };
         recipients.iter().map(deliver).collect()
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::StorageFull | Kind::QuotaExceeded)
 }
 
 fn parse(component: &str) -> Result<Vec<Part>, BadTemplate> {

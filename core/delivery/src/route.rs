@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use smtp::client::Enhanced;
 use smtp::envelope::{Envelope, Recipient};
 use smtp::id::QueueId;
 use spool::Message;
@@ -50,12 +52,55 @@ impl<'a> Mail<'a> {
 /// How an attempt ended for one recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The next one has taken it, durably.
+    /// It is in the mailbox, durably.
     Delivered,
-    /// Not now; with the reason for the operator.
-    Later(String),
-    /// Trying again will not help. Until there are bounces, it waits as long as retries go, and says so.
-    Never(String),
+    /// The next hop has taken it, and all that is left to do.
+    Relayed {
+        /// Whom it was given to.
+        host: Box<str>,
+        /// Whether that one tells the sender about success when it was asked for (RFC 3461 §5.2.1).
+        notifies: bool,
+    },
+    /// Not now.
+    Later(Trouble),
+    /// Trying again will not help.
+    Never(Trouble),
+    /// Nothing was tried: every connection that this route may have is in use.
+    Busy,
+    /// Nothing was tried: this route's next hops did not answer others a moment ago. So long must pass.
+    Postponed(Duration, Trouble),
+}
+
+impl Verdict {
+    /// Not now, for a reason of this host.
+    pub fn later(text: impl Into<String>) -> Self {
+        Self::Later(Trouble::own(Enhanced::new(4, 3, 0), text))
+    }
+
+    /// Never, for a reason of this host.
+    pub fn never(text: impl Into<String>) -> Self {
+        Self::Never(Trouble::own(Enhanced::new(5, 3, 0), text))
+    }
+}
+
+/// Why a recipient does not have its mail: for the operator, and for a notice to the sender.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// RFC 3463.
+    pub status: Enhanced,
+    /// One line.
+    pub text: String,
+    /// The host that said so.
+    pub remote: Option<Box<str>>,
+    /// What it said, with its code; one line.
+    pub said: Option<String>,
+}
+
+impl Trouble {
+    /// This host's own.
+    pub fn own(status: Enhanced, text: impl Into<String>) -> Self {
+        Self { status, text: text.into(), remote: None, said: None }
+    }
 }
 
 /// A way for mail to leave the spool.
@@ -66,6 +111,19 @@ pub trait Route: Send + Sync {
     /// One attempt for these recipients of a message; one verdict for each, in their order. Runs on a delivery
     /// thread and may block there.
     fn deliver(&self, mail: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict>;
+
+    /// Attempts that may begin now; with none, `deliver` says [`Verdict::Busy`].
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Attempts that may run at the same time and block for long; each gets a thread.
+    fn slow_attempts(&self) -> usize {
+        0
+    }
+
+    /// Called now and then: connections that have been idle for long are ended.
+    fn tidy(&self) {}
 
     /// Whether `deliver` may take its time. One that never blocks runs without a change of thread when no
     /// other route is in use.
@@ -132,6 +190,10 @@ impl Routes {
 
     pub(crate) fn get(&self, place: usize) -> Option<&dyn Route> {
         self.all.get(place).map(|route| &**route)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &dyn Route> {
+        self.all.iter().map(|route| &**route)
     }
 
     /// Whether any attempt may block.

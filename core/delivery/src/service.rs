@@ -1,26 +1,30 @@
 //! The delivery process's loop: doorbells in, jobs out to threads, results into the acknowledgement log.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
 use link::{Link, Received, frames};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use smtp::client::Enhanced;
 use smtp::envelope::{Envelope, Recipient};
 use smtp::id::QueueId;
-use spool::{BodyTrouble, Disk, Doorbell, Follower, Message, MessageKey, Notice};
+use spool::{BodyTrouble, Disk, Doorbell, Follower, Hooks, Message, MessageKey, Notice, Options, Writer};
 
 use crate::event::{Event, Events};
+use crate::notice::{self, Fate, NotTold, Postbox};
+use crate::queue::{Answer, Held, Request};
 use crate::retry::Retry;
-use crate::route::{Mail, Routes, Verdict};
+use crate::route::{Mail, Routes, Trouble, Verdict};
 
 /// How delivery works.
 pub struct Settings {
@@ -28,14 +32,22 @@ pub struct Settings {
     pub routes: Routes,
     /// When what failed is tried again.
     pub retry: Retry,
-    /// Attempts at the same time.
+    /// Attempts at the same time, beside those of routes that may take long ([`crate::Route::slow_attempts`]).
     pub threads: usize,
+    /// How old a message may become.
+    pub expire: Duration,
+    /// Our name in notices.
+    pub hostname: String,
+    /// Where the ids of held messages are kept; `None`: a hold ends with the process.
+    pub held: Option<PathBuf>,
 }
 
 impl Settings {
     /// With the usual times and four threads.
     pub fn new(routes: Routes) -> Self {
-        Self { routes, retry: Retry::default(), threads: 4 }
+        let expire = Duration::from_secs(5 * 24 * 3600);
+        let hostname = "localhost".to_owned();
+        Self { routes, retry: Retry::default(), threads: 4, expire, hostname, held: None }
     }
 }
 
@@ -44,6 +56,8 @@ impl Settings {
 pub struct Stats {
     /// Recipients that got their mail since the start.
     pub delivered: u64,
+    /// Recipients that will not get it, since the start.
+    pub failed: u64,
     /// Attempts that failed, per recipient, since the start.
     pub deferred: u64,
     /// Messages being handed on now.
@@ -56,24 +70,60 @@ pub struct Stats {
 
 /// Delivery, before it runs.
 pub struct Service {
-    follower: Follower,
-    shared: Arc<Shared>,
+    pub(crate) follower: Follower,
+    pub(crate) shared: Arc<Shared>,
     retry: Retry,
     threads: usize,
     links: Vec<Link>,
-    /// Messages whose attempt failed.
-    waiting: HashMap<MessageKey, Waiting>,
+    /// Messages that could not be handed on at once.
+    pub(crate) waiting: HashMap<MessageKey, Waiting>,
+    /// When they are tried again. What is no longer true of an entry is said in `waiting`.
     due: BinaryHeap<Reverse<(Instant, MessageKey)>>,
-    in_flight: usize,
+    /// To be tried as soon as a thread is free.
+    pub(crate) ready: VecDeque<MessageKey>,
+    /// By route: messages that wait for one of its connections.
+    parked: HashMap<usize, VecDeque<MessageKey>>,
+    pub(crate) held: Held,
+    pub(crate) in_flight: usize,
     spare: Vec<Message>,
     scan_at: Instant,
     /// Looks in quick succession that are still to come after a worker's end.
     hurried: u32,
 }
 
-struct Waiting {
-    id: QueueId,
-    attempts: u32,
+/// A message that could not be handed on at once.
+pub(crate) struct Waiting {
+    pub(crate) id: QueueId,
+    pub(crate) unix_ms: u64,
+    pub(crate) octets: u64,
+    pub(crate) sender: Option<Box<str>>,
+    pub(crate) recipients: Vec<Deferred>,
+    pub(crate) attempts: u32,
+    pub(crate) next: Next,
+    pub(crate) wish: Option<Wish>,
+}
+
+/// What happens next to a message that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It is with a thread.
+    Trying,
+    /// It is tried at this time.
+    At(Instant),
+    /// It waits for a connection of this route.
+    Parked(usize),
+    /// It is tried as soon as a thread is free.
+    Ready,
+    /// Nothing, until the operator says so.
+    Held,
+}
+
+/// What the operator wants of a message that is being tried just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Hold,
+    Retry,
+    Remove,
 }
 
 /// What the process around gives to a service that runs.
@@ -82,9 +132,14 @@ pub struct Handle {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    routes: Routes,
-    events: Arc<dyn Events>,
+pub(crate) struct Shared {
+    pub(crate) routes: Routes,
+    pub(crate) events: Arc<dyn Events>,
+    expire: Duration,
+    hostname: String,
+    disk: Arc<dyn Disk>,
+    /// Made when the first notice is written.
+    postbox: Mutex<Option<Arc<Postbox>>>,
     inbox: Mutex<Inbox>,
     /// Somebody has put something into the inbox since the loop looked.
     rung: AtomicBool,
@@ -97,12 +152,14 @@ struct Inbox {
     links: Vec<Link>,
     bells: Vec<Doorbell>,
     outcomes: Vec<Outcome>,
+    requests: Vec<(Request, Sender<Answer>)>,
     stop: bool,
 }
 
 #[derive(Default)]
 struct Counts {
     delivered: AtomicU64,
+    failed: AtomicU64,
     deferred: AtomicU64,
     in_flight: AtomicU64,
     waiting: AtomicU64,
@@ -121,14 +178,19 @@ struct Attempted {
     recipients: u32,
     settled: Vec<u32>,
     deferred: Vec<Deferred>,
+    /// A route had no connection for it: its place.
+    busy: Option<usize>,
+    /// No attempt was made for any that is deferred, and none should be for so long.
+    postponed: Option<Duration>,
+    sender: Option<Box<str>>,
     damage: Option<Damage>,
 }
 
-struct Deferred {
-    recipient: String,
+pub(crate) struct Deferred {
+    pub(crate) recipient: String,
     /// Place of the route.
-    route: Option<usize>,
-    reason: String,
+    pub(crate) route: Option<usize>,
+    pub(crate) reason: String,
 }
 
 enum Damage {
@@ -145,8 +207,14 @@ const HURRIED_EVERY: Duration = Duration::from_millis(100);
 const HURRIED_SCANS: u32 = 10;
 /// Jobs per thread, under way and waiting for it.
 const JOBS_PER_THREAD: usize = 4;
+/// Threads in all.
+const THREADS_MAX: usize = 256;
+/// Notices are few.
+const NOTICE_SEGMENT_OCTETS: u64 = 1 << 20;
 /// Messages in one turn, when no route blocks.
 const TURN_MESSAGES: usize = 512;
+/// How long somebody who asks about the queue is kept waiting.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// Packets read from one link in one turn.
 const TURN_PACKETS: usize = 64;
 
@@ -154,9 +222,15 @@ impl Service {
     /// Takes the spool (fails when another delivery process has it) and finds what earlier ones left.
     pub fn open(disk: Arc<dyn Disk>, settings: Settings, events: Arc<dyn Events>) -> io::Result<(Self, Handle)> {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let held = Held::open(settings.held)?;
+        let slow: usize = settings.routes.iter().map(|route| route.slow_attempts()).sum();
         let shared = Arc::new(Shared {
             routes: settings.routes,
             events: events.clone(),
+            expire: settings.expire,
+            hostname: settings.hostname,
+            disk: disk.clone(),
+            postbox: Mutex::new(None),
             inbox: Mutex::default(),
             rung: AtomicBool::new(false),
             wake,
@@ -167,10 +241,13 @@ impl Service {
             follower: Follower::open(disk, Arc::new(watch))?,
             shared: shared.clone(),
             retry: settings.retry,
-            threads: settings.threads.max(1),
+            threads: settings.threads.max(1).saturating_add(slow).min(THREADS_MAX),
             links: Vec::new(),
             waiting: HashMap::new(),
             due: BinaryHeap::new(),
+            ready: VecDeque::new(),
+            parked: HashMap::new(),
+            held,
             in_flight: 0,
             spare: Vec::new(),
             scan_at: Instant::now() + SCAN_EVERY,
@@ -200,6 +277,8 @@ impl Service {
         let outcomes = mem::take(&mut self.shared.inbox.lock().outcomes);
         outcomes.into_iter().for_each(|outcome| self.settle(outcome));
         self.follower.sync();
+        // The last notices are whole before we go.
+        drop(self.shared.postbox.lock().take());
         ended
     }
 
@@ -210,6 +289,11 @@ impl Service {
             inbox.bells.into_iter().for_each(|bell| self.follower.ring(bell));
             self.in_flight -= inbox.outcomes.len();
             inbox.outcomes.into_iter().for_each(|outcome| self.settle(outcome));
+            for (request, answer) in inbox.requests {
+                // Who asked may have gone.
+                let _ = answer.send(self.answer(request));
+            }
+            self.unpark();
             self.read_links();
             self.look_for_the_dead();
             let mut more = false;
@@ -232,9 +316,15 @@ impl Service {
         let _ = rustix::io::read(&self.shared.wake, &mut drained);
         self.shared.rung.store(false, Ordering::SeqCst);
         let mut inbox = self.shared.inbox.lock();
-        let Inbox { links, bells, outcomes, stop } = &mut *inbox;
-        // The word to stop stays said.
-        Inbox { links: mem::take(links), bells: mem::take(bells), outcomes: mem::take(outcomes), stop: *stop }
+        let Inbox { links, bells, outcomes, requests, stop } = &mut *inbox;
+        Inbox {
+            links: mem::take(links),
+            bells: mem::take(bells),
+            outcomes: mem::take(outcomes),
+            requests: mem::take(requests),
+            // The word to stop stays said.
+            stop: *stop,
+        }
     }
 
     fn read_links(&mut self) {
@@ -265,6 +355,7 @@ impl Service {
         let now = Instant::now();
         if now >= self.scan_at {
             self.follower.scan();
+            self.shared.routes.iter().for_each(|route| route.tidy());
             self.hurried = self.hurried.saturating_sub(1);
             self.scan_at = now + if self.hurried > 0 { HURRIED_EVERY } else { SCAN_EVERY };
         }
@@ -278,9 +369,16 @@ impl Service {
                 return false;
             }
             let mut message = self.spare.pop().unwrap_or_default();
-            if !self.next_due(&mut message) && !self.follower.next(&mut message) {
-                self.spare.push(message);
-                return false;
+            if !self.next_due(&mut message) {
+                if !self.follower.next(&mut message) {
+                    self.spare.push(message);
+                    return false;
+                }
+                if self.held.contains(message.id()) {
+                    self.keep_held(&message);
+                    self.spare.push(message);
+                    continue;
+                }
             }
             if !threaded {
                 let attempted = attempt_contained(&self.shared, &message);
@@ -295,51 +393,64 @@ impl Service {
     /// A message whose time has come again.
     fn next_due(&mut self, message: &mut Message) -> bool {
         let now = Instant::now();
-        while let Some(&Reverse((at, key))) = self.due.peek() {
-            if at > now {
-                return false;
-            }
-            self.due.pop();
+        loop {
+            let (key, next) = match self.ready.pop_front() {
+                Some(key) => (key, Next::Ready),
+                None => match self.due.peek() {
+                    Some(&Reverse((at, key))) if at <= now => {
+                        self.due.pop();
+                        (key, Next::At(at))
+                    }
+                    _ => return false,
+                },
+            };
+            // It may have been moved, held or removed meanwhile.
+            let Some(waiting) = self.waiting.get_mut(&key).filter(|waiting| waiting.next == next) else { continue };
             match self.follower.read(key, message) {
-                Ok(()) => return true,
+                Ok(()) => {
+                    waiting.next = Next::Trying;
+                    return true;
+                }
                 Err(spool::ReadTrouble::Unknown) => drop(self.waiting.remove(&key)),
                 Err(spool::ReadTrouble::Unreadable) => {
                     let reason = "its record in the spool cannot be read now";
-                    if let Some(waiting) = self.waiting.get(&key) {
-                        self.shared.events.event(&Event::Stuck { id: waiting.id, reason });
-                    }
-                    self.due.push(Reverse((now + self.retry.max, key)));
+                    self.shared.events.event(&Event::Stuck { id: waiting.id, reason });
+                    let at = now + self.retry.max;
+                    waiting.next = Next::At(at);
+                    self.due.push(Reverse((at, key)));
                 }
             }
         }
-        false
     }
 
     fn settle(&mut self, outcome: Outcome) {
-        let Outcome { message, attempted: Attempted { recipients, settled, deferred, damage } } = outcome;
+        let Outcome { message, attempted } = outcome;
         let key = message.key();
-        match damage {
+        match &attempted.damage {
             Some(Damage::Body) => {
                 self.follower.set_aside(key);
                 self.shared.counts.set_aside.fetch_add(1, Ordering::Relaxed);
-                self.waiting.remove(&key);
+                self.forget(key);
             }
             Some(Damage::Stuck(reason)) => {
-                self.shared.events.event(&Event::Stuck { id: message.id(), reason: &reason });
-                self.defer(key, &message, &[]);
+                self.shared.events.event(&Event::Stuck { id: message.id(), reason });
+                let reason = reason.clone();
+                let deferred = vec![Deferred { recipient: String::new(), route: None, reason }];
+                self.defer(key, &message, Attempted { deferred, ..Attempted::default() });
             }
             None => {
-                if !settled.is_empty() || recipients == 0 {
+                let Attempted { recipients, settled, .. } = &attempted;
+                if !settled.is_empty() || *recipients == 0 {
                     self.follower.acknowledge(
                         key,
-                        recipients,
-                        settled.into_iter().chain((recipients == 0).then_some(0)),
+                        *recipients,
+                        settled.iter().copied().chain((*recipients == 0).then_some(0)),
                     );
                 }
-                if deferred.is_empty() {
-                    self.waiting.remove(&key);
+                if attempted.deferred.is_empty() {
+                    self.forget(key);
                 } else {
-                    self.defer(key, &message, &deferred);
+                    self.defer(key, &message, attempted);
                 }
             }
         }
@@ -348,26 +459,116 @@ impl Service {
         }
     }
 
-    fn defer(&mut self, key: MessageKey, message: &Message, deferred: &[Deferred]) {
-        let waiting = self.waiting.entry(key).or_insert(Waiting { id: message.id(), attempts: 0 });
-        waiting.attempts = waiting.attempts.saturating_add(1);
-        let attempts = waiting.attempts;
+    pub(crate) fn forget(&mut self, key: MessageKey) {
+        if let Some(waiting) = self.waiting.remove(&key) {
+            self.let_go(waiting.id);
+        }
+    }
+
+    /// It is no longer held; when that cannot be written, a later start holds a message that is not there.
+    pub(crate) fn let_go(&mut self, id: QueueId) {
+        if let Err(error) = self.held.remove(id) {
+            self.shared.events.event(&Event::Stuck { id, reason: &format!("list of held messages: {error}") });
+        }
+    }
+
+    fn defer(&mut self, key: MessageKey, message: &Message, attempted: Attempted) {
+        let Attempted { deferred, busy, postponed, sender, .. } = attempted;
+        let waiting = self.waiting.entry(key).or_insert_with(|| Waiting::of(message, sender));
+        let tried = busy.is_none() && postponed.is_none();
+        waiting.attempts = waiting.attempts.saturating_add(u32::from(tried));
         let mut chance = [0; 4];
         // Without random numbers there is no spreading; nothing else depends on it.
         let _ = getrandom::fill(&mut chance);
-        let after = self.retry.after(attempts, u32::from_le_bytes(chance));
-        self.due.push(Reverse((Instant::now() + after, key)));
-        for Deferred { recipient, route, reason } in deferred {
-            self.shared.counts.deferred.fetch_add(1, Ordering::Relaxed);
-            self.shared.events.event(&Event::Deferred {
-                id: message.id(),
-                recipient,
-                route: route.and_then(|place| self.shared.routes.get(place)).map(|route| route.name()),
-                reason,
-                attempts,
-                next_seconds: after.as_secs(),
-            });
+        let chance = u32::from_le_bytes(chance);
+        let after = match postponed {
+            // A little later than the first who may try, and not all at once.
+            Some(wait) => wait + self.retry.first.mul_f64(f64::from(chance) / f64::from(u32::MAX)),
+            None => self.retry.after(waiting.attempts, chance),
+        };
+        let events = &self.shared.events;
+        let (attempts, next_seconds) = (waiting.attempts, after.as_secs());
+        if busy.is_none() {
+            for Deferred { recipient, route, reason } in &deferred {
+                self.shared.counts.deferred.fetch_add(1, Ordering::Relaxed);
+                let route = route.and_then(|place| self.shared.routes.get(place)).map(|route| route.name());
+                let (id, reason) = (message.id(), reason.as_str());
+                events.event(&Event::Deferred { id, recipient, route, reason, attempts, next_seconds });
+            }
         }
+        waiting.recipients = deferred;
+        let wish = waiting.wish.take();
+        waiting.next = match (wish, busy) {
+            (Some(Wish::Hold), _) => Next::Held,
+            (Some(Wish::Retry), _) => Next::Ready,
+            (_, Some(route)) => Next::Parked(route),
+            (_, None) => Next::At(Instant::now() + after),
+        };
+        match waiting.next {
+            Next::At(at) => self.due.push(Reverse((at, key))),
+            Next::Ready => self.ready.push_back(key),
+            Next::Parked(route) => self.parked.entry(route).or_default().push_back(key),
+            Next::Trying | Next::Held => {}
+        }
+        if wish == Some(Wish::Remove) {
+            self.remove(key);
+        }
+    }
+
+    /// A held message of an earlier life.
+    fn keep_held(&mut self, message: &Message) {
+        let envelope = Envelope::decode(message.envelope()).unwrap_or_default();
+        let sender = envelope.reverse_path().map(Box::from);
+        let mut waiting = Waiting::of(message, sender);
+        waiting.next = Next::Held;
+        waiting.recipients = (0..)
+            .zip(envelope.recipients())
+            .filter(|&(index, _)| !message.is_settled(index))
+            .map(|(_, recipient)| Deferred {
+                recipient: recipient.address.to_owned(),
+                route: self.shared.routes.find(&recipient),
+                reason: "held".to_owned(),
+            })
+            .collect();
+        self.waiting.insert(message.key(), waiting);
+    }
+
+    /// Routes that have connections again get what waits for them.
+    fn unpark(&mut self) {
+        let Self { parked, shared, ready, waiting, .. } = self;
+        parked.retain(|&route, keys| {
+            let mut room = shared.routes.get(route).map_or(usize::MAX, |route| route.room());
+            while room > 0
+                && let Some(key) = keys.pop_front()
+            {
+                if let Some(waiting) = waiting.get_mut(&key)
+                    && waiting.next == Next::Parked(route)
+                {
+                    waiting.next = Next::Ready;
+                    ready.push_back(key);
+                    room -= 1;
+                }
+            }
+            !keys.is_empty()
+        });
+    }
+
+    /// Settles every recipient of a message without a word to anybody.
+    pub(crate) fn remove(&mut self, key: MessageKey) {
+        let mut message = Message::default();
+        let recipients = match self.follower.read(key, &mut message) {
+            Ok(()) => Envelope::decode(message.envelope()).ok().map(|envelope| envelope.recipients().len() as u32),
+            Err(_) => None,
+        };
+        match recipients {
+            Some(recipients) => self.follower.acknowledge(key, recipients.max(1), 0..recipients.max(1)),
+            // What cannot be read goes where the operator can look at it.
+            None => self.follower.set_aside(key),
+        }
+        if let Some(waiting) = self.waiting.get(&key) {
+            self.shared.events.event(&Event::Removed { id: waiting.id });
+        }
+        self.forget(key);
     }
 
     fn count(&self) {
@@ -377,6 +578,7 @@ impl Service {
 
     fn until_next(&self, stopping: bool) -> Duration {
         let due = self.due.peek().map(|Reverse((at, _))| *at).filter(|_| !stopping);
+        let due = if self.ready.is_empty() || stopping { due } else { Some(Instant::now()) };
         // With every thread busy a due message waits for an outcome, which wakes us.
         let due = due.filter(|_| self.in_flight < self.threads * JOBS_PER_THREAD);
         let at = due.map_or(self.scan_at, |due| due.min(self.scan_at));
@@ -412,12 +614,21 @@ impl Handle {
         self.shared.tell(|inbox| inbox.stop = true);
     }
 
+    /// What the operator asks about the queue, or wants done with it; `None` when the service has ended or
+    /// does not answer.
+    pub fn queue(&self, request: Request) -> Option<Answer> {
+        let (answer, answered) = crossbeam_channel::bounded(1);
+        self.shared.tell(|inbox| inbox.requests.push((request, answer)));
+        answered.recv_timeout(ANSWER_PATIENCE).ok()
+    }
+
     /// Numbers now.
     pub fn stats(&self) -> Stats {
         let counts = &self.shared.counts;
         let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Stats {
             delivered: now(&counts.delivered),
+            failed: now(&counts.failed),
             deferred: now(&counts.deferred),
             in_flight: now(&counts.in_flight),
             waiting: now(&counts.waiting),
@@ -426,7 +637,65 @@ impl Handle {
     }
 }
 
+impl Waiting {
+    fn of(message: &Message, sender: Option<Box<str>>) -> Self {
+        Self {
+            id: message.id(),
+            unix_ms: message.unix_ms(),
+            octets: message.prepend().len() as u64 + message.body_octets(),
+            sender,
+            recipients: Vec::new(),
+            attempts: 0,
+            next: Next::Trying,
+            wish: None,
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 impl Shared {
+    /// Where notices are written.
+    fn postbox(self: &Arc<Self>) -> io::Result<Arc<Postbox>> {
+        let mut postbox = self.postbox.lock();
+        if let Some(postbox) = &*postbox {
+            return Ok(postbox.clone());
+        }
+        let (bells, trouble) = (Arc::downgrade(self), Arc::downgrade(self));
+        let hooks = Hooks {
+            doorbell: Box::new(move |bell| {
+                if let Some(shared) = bells.upgrade() {
+                    shared.tell(|inbox| inbox.bells.push(bell));
+                }
+            }),
+            trouble: Box::new(move |reason| {
+                if let Some(shared) = trouble.upgrade() {
+                    shared.events.event(&Event::Link { reason });
+                }
+            }),
+        };
+        let options = Options { segment_octets: NOTICE_SEGMENT_OCTETS, pool_octets: 8 << 20, ..Options::default() };
+        let made = Arc::new(Postbox::new(Writer::open(self.disk.clone(), options, hooks)?));
+        *postbox = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Tells the sender what became of these recipients; well when it is durable.
+    fn notify(self: &Arc<Self>, mail: &Mail<'_>, about: &[(Recipient<'_>, Fate)]) -> Result<QueueId, String> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| error.to_string())?;
+        let now = unix_ms();
+        let id = QueueId::new(now, u128::from_le_bytes(random));
+        let (envelope, message) =
+            notice::make(mail, about, &self.hostname, id, now).map_err(|error| error.to_string())?;
+        let postbox = self.postbox().map_err(|error| error.to_string())?;
+        postbox.post(id, &envelope, &message)?;
+        Ok(id)
+    }
+
     fn tell(&self, what: impl FnOnce(&mut Inbox)) {
         what(&mut self.inbox.lock());
         if !self.rung.swap(true, Ordering::SeqCst) {
@@ -450,7 +719,7 @@ fn ring_all(follower: &mut Follower, events: &dyn Events, packet: &[u8]) {
     }
 }
 
-fn run_jobs(shared: &Shared, work: &Receiver<Message>) {
+fn run_jobs(shared: &Arc<Shared>, work: &Receiver<Message>) {
     for message in work {
         let attempted = attempt_contained(shared, &message);
         shared.tell(|inbox| inbox.outcomes.push(Outcome { message, attempted }));
@@ -458,7 +727,7 @@ fn run_jobs(shared: &Shared, work: &Receiver<Message>) {
 }
 
 /// A panic in a route is that message's trouble and nobody else's.
-fn attempt_contained(shared: &Shared, message: &Message) -> Attempted {
+fn attempt_contained(shared: &Arc<Shared>, message: &Message) -> Attempted {
     std::panic::catch_unwind(AssertUnwindSafe(|| attempt(shared, message))).unwrap_or_else(|_| {
         let damage = Damage::Stuck("its route panicked; this is a bug".to_owned());
         Attempted { damage: Some(damage), ..Attempted::default() }
@@ -466,7 +735,7 @@ fn attempt_contained(shared: &Shared, message: &Message) -> Attempted {
 }
 
 /// One attempt for all recipients that are not settled.
-fn attempt(shared: &Shared, message: &Message) -> Attempted {
+fn attempt(shared: &Arc<Shared>, message: &Message) -> Attempted {
     let mut outcome = Attempted::default();
     let envelope = match Envelope::decode(message.envelope()) {
         Ok(envelope) => envelope,
@@ -487,39 +756,137 @@ fn attempt(shared: &Shared, message: &Message) -> Attempted {
         }
     }
     outcome.recipients = envelope.recipients().len() as u32;
+    outcome.sender = envelope.reverse_path().map(Box::from);
+    let mail = Mail::new(&envelope, message);
     let open: Vec<(u32, Recipient<'_>)> =
         (0..).zip(envelope.recipients()).filter(|&(index, _)| !message.is_settled(index)).collect();
     let places: Vec<Option<usize>> = open.iter().map(|(_, recipient)| shared.routes.find(recipient)).collect();
+    let mut ends: Vec<End<'_>> = Vec::with_capacity(open.len());
     for place in places.iter().copied().collect::<BTreeSet<_>>() {
         let here: Vec<&(u32, Recipient<'_>)> =
             open.iter().zip(&places).filter(|&(_, at)| *at == place).map(|(recipient, _)| recipient).collect();
         let recipients: Vec<Recipient<'_>> = here.iter().map(|&&(_, recipient)| recipient).collect();
-        let route = place.and_then(|place| shared.routes.get(place));
-        let verdicts = match route {
-            Some(route) => route.deliver(&Mail::new(&envelope, message), &recipients),
-            None => Vec::new(),
-        };
-        let mut verdicts = verdicts.into_iter();
+        let mut verdicts = match place.and_then(|place| shared.routes.get(place)) {
+            Some(route) => route.deliver(&mail, &recipients),
+            None => {
+                let none = "its domain has no route and there is no default one; add a route";
+                vec![Verdict::Later(Trouble::own(Enhanced::new(4, 3, 5), none)); recipients.len()]
+            }
+        }
+        .into_iter();
         for &&(index, recipient) in &here {
-            let reason = match verdicts.next() {
-                Some(Verdict::Delivered) => {
-                    outcome.settled.push(index);
-                    shared.counts.delivered.fetch_add(1, Ordering::Relaxed);
-                    if let Some(route) = route {
-                        let (id, recipient, route) = (message.id(), recipient.address, route.name());
-                        shared.events.event(&Event::Delivered { id, recipient, route });
-                    }
-                    continue;
-                }
-                Some(Verdict::Later(reason)) => reason,
-                Some(Verdict::Never(reason)) => format!("will not work as it is: {reason}"),
-                None if route.is_none() => {
-                    "its domain has no route and there is no default one; add a route".to_owned()
-                }
-                None => "the route gave no verdict".to_owned(),
-            };
-            outcome.deferred.push(Deferred { recipient: recipient.address.to_owned(), route: place, reason });
+            let verdict = verdicts.next().unwrap_or_else(|| Verdict::later("the route gave no verdict"));
+            ends.push(End { index, recipient, place, verdict });
         }
     }
+    conclude(shared, &mail, ends, &mut outcome);
     outcome
+}
+
+/// How an attempt ended for one recipient.
+struct End<'a> {
+    index: u32,
+    recipient: Recipient<'a>,
+    place: Option<usize>,
+    verdict: Verdict,
+}
+
+/// From verdicts to what is settled, who is told, and what waits.
+fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>, outcome: &mut Attempted) {
+    let age = Duration::from_millis(unix_ms().saturating_sub(mail.unix_ms()));
+    let expired = age >= shared.expire;
+    let id = mail.id();
+    let mut about: Vec<(Recipient<'_>, Fate)> = Vec::new();
+    // Failures that are settled once the notice is durable.
+    let mut failures: Vec<(End<'_>, Trouble)> = Vec::new();
+    let wait = |outcome: &mut Attempted, end: &End<'_>, reason: String| {
+        outcome.deferred.push(Deferred { recipient: end.recipient.address.to_owned(), route: end.place, reason });
+    };
+    let mut tried = false;
+    let mut postponed: Option<Duration> = None;
+    for end in ends {
+        let route = end.place.and_then(|place| shared.routes.get(place)).map_or("none", |route| route.name());
+        let recipient = end.recipient.address;
+        let fate = match &end.verdict {
+            Verdict::Delivered => Some(Fate::Delivered),
+            Verdict::Relayed { host, notifies: false } => Some(Fate::Relayed(host.clone())),
+            Verdict::Relayed { notifies: true, .. } => None,
+            Verdict::Busy => {
+                outcome.busy = outcome.busy.or(end.place);
+                wait(outcome, &end, "waits for a free connection to its next hop".to_owned());
+                continue;
+            }
+            Verdict::Later(trouble) | Verdict::Postponed(_, trouble) | Verdict::Never(trouble) => {
+                let never = matches!(end.verdict, Verdict::Never(_));
+                if let Verdict::Postponed(time, _) = end.verdict {
+                    postponed = Some(postponed.map_or(time, |least| least.min(time)));
+                } else {
+                    tried = true;
+                }
+                let mut trouble = trouble.clone();
+                if !never && !expired {
+                    wait(outcome, &end, trouble.text);
+                    continue;
+                }
+                if !never {
+                    let days = shared.expire.as_secs_f64() / 86_400.0;
+                    (trouble.status, trouble.text) =
+                        (Enhanced::new(4, 4, 7), format!("not delivered within {days:.1} days: {}", trouble.text));
+                }
+                let fate = Fate::Failed(trouble.clone());
+                match notice::wanted(mail.envelope, end.recipient.notify, &fate) {
+                    Ok(()) => {
+                        about.push((end.recipient, fate));
+                        failures.push((end, trouble));
+                    }
+                    // Nobody may be told, so it is not dropped before its time: the operator sees it in the queue.
+                    Err(NotTold::NullSender | NotTold::Stranger) if !expired => {
+                        wait(
+                            outcome,
+                            &end,
+                            format!("refused for good, and its sender may not be told: {}", trouble.text),
+                        );
+                    }
+                    Err(_) => {
+                        outcome.settled.push(end.index);
+                        shared.failed(id, recipient, route, &trouble.text, None);
+                    }
+                }
+                continue;
+            }
+        };
+        tried = true;
+        outcome.settled.push(end.index);
+        shared.counts.delivered.fetch_add(1, Ordering::Relaxed);
+        shared.events.event(&Event::Delivered { id, recipient, route });
+        if let Some(fate) = fate.filter(|fate| notice::wanted(mail.envelope, end.recipient.notify, fate).is_ok()) {
+            about.push((end.recipient, fate));
+        }
+    }
+    outcome.postponed = postponed.filter(|_| !tried);
+    if about.is_empty() {
+        return;
+    }
+    match shared.notify(mail, &about) {
+        Ok(notice) => {
+            for (end, trouble) in failures {
+                outcome.settled.push(end.index);
+                let route = end.place.and_then(|place| shared.routes.get(place)).map_or("none", |route| route.name());
+                shared.failed(id, end.recipient.address, route, &trouble.text, Some(notice));
+            }
+        }
+        Err(why) => {
+            shared.events.event(&Event::Stuck { id, reason: &format!("no notice could be written: {why}") });
+            for (end, trouble) in failures {
+                wait(outcome, &end, format!("{}; the notice could not be written: {why}", trouble.text));
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn failed(&self, id: QueueId, recipient: &str, route: &str, reason: &str, notice: Option<QueueId>) {
+        self.counts.failed.fetch_add(1, Ordering::Relaxed);
+        self.events.event(&Event::Failed { id, recipient, route, reason, notice });
+    }
 }

@@ -127,7 +127,9 @@ impl Running {
         let events = seen.clone();
         let disk = Arc::new(RealDisk::open(spool).unwrap());
         let retry = Retry { first: Duration::from_millis(10), max: Duration::from_millis(50) };
-        let settings = Settings { retry, ..Settings::new(routes) };
+        // The tests' messages are of 2023.
+        let expire = Duration::from_secs(100 * 365 * 86_400);
+        let settings = Settings { retry, expire, ..Settings::new(routes) };
         let events = Arc::new(move |event: &Event<'_>| events.add(event.to_string()));
         let (service, handle) = Service::open(disk, settings, events).unwrap();
         Self { handle, seen, thread: std::thread::spawn(|| service.run()) }
