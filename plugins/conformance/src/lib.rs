@@ -14,3 +14,6 @@ pub mod job;
 mod schema;
 pub mod check;
 pub mod process;
+pub mod script;
+pub mod trace;
+pub mod scaffold;
