@@ -337,6 +337,7 @@ static TLS_FACTS: LazyLock<TlsFacts> = LazyLock::new(|| TlsFacts {
     sni: HOSTNAME.into(),
     client_certificate: false,
     resumed: false,
+    channel_bindings: 0,
 });
 
 /// A peer that is a stranger to every exemption.

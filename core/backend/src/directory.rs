@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use link::directory::{Answer, IdentityFields, Question, Scram};
+use link::directory::{Answer, CertificateFields, IdentityFields, Question, Scram};
 use parking_lot::RwLock;
 use sasl::{KeyKind, MechanismName, Status};
 use zeroize::Zeroizing;
@@ -78,7 +78,7 @@ impl Directory {
             Question::FetchKey { kind, .. } => {
                 self.users().options().secrets.allow_cleartext && scram_hash(*kind).is_some()
             }
-            Question::Recipient { .. } | Question::Sender { .. } => false,
+            Question::VerifyExternal { .. } | Question::Recipient { .. } | Question::Sender { .. } => false,
         }
     }
 
@@ -93,6 +93,15 @@ impl Directory {
             }
             Question::FetchKey { mechanism, kind, authcid, authzid, .. } => {
                 self.fetch_key(&users, epoch, mechanism, kind, authcid, authzid, to);
+            }
+            Question::VerifyExternal { mechanism, authzid, ref certificate, .. } => {
+                match certified(&users, authzid, certificate) {
+                    Some((user, acting)) => {
+                        let whose = (&user, acting.as_ref().unwrap_or(&user), mechanism, epoch);
+                        sasl_answer(Status::Ok, false, Some(whose), &[], None, to);
+                    }
+                    None => sasl_answer(Status::Denied, false, None, &[], None, to),
+                }
             }
             Question::Recipient { address } => recipient(&users, address, to),
             Question::Sender { identity, address } => {
@@ -218,7 +227,7 @@ impl Directory {
 /// What is said when there is nobody to say more: the queue is full, or the work failed.
 pub fn temporary(question: &Question<'_>, to: &mut Vec<u8>) {
     match question {
-        Question::VerifyPassword { .. } | Question::FetchKey { .. } => {
+        Question::VerifyPassword { .. } | Question::FetchKey { .. } | Question::VerifyExternal { .. } => {
             sasl_answer(Status::Temporary, false, None, &[], None, to);
         }
         Question::Recipient { .. } => Answer::Recipient { status: 2, mailbox: "" }.encode(to),
@@ -272,6 +281,31 @@ fn authorize(users: &Users, user: &User, authzid: &[u8]) -> Option<Option<User>>
     }
     let target = users.named(&wanted).filter(|target| matches(&user.authzids, &target.name) && !target.disabled);
     target.map(Some)
+}
+
+/// Whom a certificate stands for, and whom they act as if that is somebody else. When it fits several users
+/// `authzid` has to say which; a guess would give somebody another one's rights.
+fn certified(users: &Users, authzid: &[u8], certificate: &CertificateFields<'_>) -> Option<(User, Option<User>)> {
+    let spki: String = certificate.spki_sha256.iter().map(|octet| format!("{octet:02x}")).collect();
+    let mail =
+        certificate.mail.iter().filter_map(|mail| Some(format!("mail:{}", users.options().names.address(mail)?)));
+    let uris = certificate.uris.iter().map(|uri| format!("uri:{uri}"));
+    let common_names = certificate.common_names.iter().map(|name| format!("cn:{name}"));
+    let mut fitting: Vec<User> = Vec::new();
+    for said in std::iter::once(format!("spki:{spki}")).chain(mail).chain(uris).chain(common_names) {
+        for user in users.certified(&said) {
+            if !fitting.iter().any(|known| known.name == user.name) {
+                fitting.push(user);
+            }
+        }
+    }
+    let wanted = users.options().names.name(authzid).filter(|_| !authzid.is_empty());
+    if let Some(at) = fitting.iter().position(|user| Some(&user.name) == wanted.as_ref()) {
+        return Some((fitting.swap_remove(at), None));
+    }
+    let user = fitting.pop().filter(|_| fitting.is_empty())?;
+    let acting = authorize(users, &user, authzid)?;
+    Some((user, acting))
 }
 
 fn scram_hash(kind: u32) -> Option<Hash> {

@@ -321,7 +321,9 @@ impl Peer {
         };
         counts.questions += 1;
         match question {
-            Question::VerifyPassword { client_ip, .. } | Question::FetchKey { client_ip, .. }
+            Question::VerifyPassword { client_ip, .. }
+            | Question::FetchKey { client_ip, .. }
+            | Question::VerifyExternal { client_ip, .. }
                 if directory.is_heavy(&question) =>
             {
                 let ticket = Ticket { link: self.key, id: frame.id };

@@ -20,9 +20,16 @@
 //! | `senders=a@b,@c,*` | may send as these, beside every address whose mail comes here |
 //! | `authzids=a@b,@c,*` | may log in as these users with its own password (SASL authorization identity) |
 //! | `mechanisms=A,B` | only these mechanisms will do; others are told 534 after a right proof |
+//! | `cert=spki:…,mail:…,uri:…,cn:…` | whose verified client certificate says one of these is them (EXTERNAL) |
 //! | `size=25M` | largest message |
 //! | `recipients=100` | most recipients of one message |
 //! | `disabled` | no login and no sender rights; mail is still taken |
+//!
+//! What a certificate says is compared whole: `spki:` with the SHA-256 of its public key in hexadecimal digits
+//! (`openssl x509 -in c.pem -pubkey -noout | openssl pkey -pubin -outform der | sha256sum`), `mail:` and `uri:`
+//! with its alternative names, `cn:` with the common name of its subject. One that fits several users needs an
+//! authorization identity to choose by. Only authorities of the listener's `client_ca` are believed; name a
+//! common name or a mail address only if they watch over those.
 //!
 //! In memory the file is one block of octets, and beside it a hash table from names and addresses to
 //! lines: about twenty octets per user more than the file has. A line is parsed again when it is asked for,
@@ -89,6 +96,8 @@ pub struct User {
     pub senders: Vec<String>,
     /// Whom they may act as.
     pub authzids: Vec<String>,
+    /// What their client certificates say: `spki:` with 64 small hexadecimal digits, `mail:`, `uri:`, `cn:`.
+    pub certificates: Vec<String>,
     /// Empty: all.
     pub mechanisms: Vec<MechanismName>,
     /// Largest message.
@@ -214,6 +223,7 @@ impl Users {
                             with_aliases.push((number, at));
                         }
                         users.insert(Key::Name(&user.name), at);
+                        user.certificates.iter().for_each(|said| users.insert(Key::Certificate(said), at));
                         users.count += 1;
                         users.first.get_or_insert(user.name);
                     }
@@ -307,6 +317,11 @@ impl Users {
         self.find(Key::Alias(alias))
     }
 
+    /// The users whose certificate says this, in the form of [`User::certificates`].
+    pub fn certified(&self, said: &str) -> impl Iterator<Item = User> {
+        self.find_all(Key::Certificate(said))
+    }
+
     /// Who gets mail for a prepared address: exact, alias, without its tag, catch-all, in that order.
     pub fn mailbox(&self, address: &str) -> Option<User> {
         let exact = |address: &str| self.named(address).or_else(|| self.aliased(address));
@@ -361,12 +376,16 @@ impl Users {
     }
 
     fn find(&self, key: Key<'_>) -> Option<User> {
-        let hash = self.index.hash(key);
-        self.index.lines(hash).find_map(|at| {
+        self.find_all(key).next()
+    }
+
+    fn find_all(&self, key: Key<'_>) -> impl Iterator<Item = User> {
+        self.index.lines(self.index.hash(key)).filter_map(move |at| {
             let user = line::user(self.line(at)?, &self.options).ok()??;
             let same = match key {
                 Key::Name(name) => user.name == name,
                 Key::Alias(alias) => user.aliases.iter().any(|own| own == alias),
+                Key::Certificate(said) => user.certificates.iter().any(|own| own == said),
             };
             same.then_some(user)
         })
@@ -382,6 +401,7 @@ impl Users {
 enum Key<'a> {
     Name(&'a str),
     Alias(&'a str),
+    Certificate(&'a str),
 }
 
 /// Line offset of an empty slot; files are smaller than this.

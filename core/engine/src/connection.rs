@@ -116,6 +116,21 @@ pub struct Tls {
     pub charged: usize,
 }
 
+/// A channel binding as the TLS side calls it.
+pub fn binding(kind: sasl::ChannelBinding) -> tls::ChannelBinding {
+    match kind {
+        sasl::ChannelBinding::TlsExporter => tls::ChannelBinding::TlsExporter,
+        sasl::ChannelBinding::TlsServerEndPoint => tls::ChannelBinding::TlsServerEndPoint,
+    }
+}
+
+/// The set of those that a connection has.
+pub fn bindings(session: &tls::TlsSession) -> u32 {
+    let all = [sasl::ChannelBinding::TlsExporter, sasl::ChannelBinding::TlsServerEndPoint];
+    let had = all.into_iter().filter(|&kind| session.channel_binding(binding(kind)).is_some());
+    had.fold(0, |set, kind| set | 1 << kind as u32)
+}
+
 /// What a connection holds between two turns.
 #[derive(Default)]
 pub struct Held {

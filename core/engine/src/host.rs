@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use hmac::{Hmac, Mac};
 use limits::{Rate, Subject};
-use link::directory::Question;
+use link::directory::{CertificateFields, Question};
 use sha2::Sha256;
 use smtp::host::{
     Allowance, Charge, Effect, Host, Note, Outcome, Peer, Permission, RecipientOutcome, SessionId, Trouble,
@@ -16,7 +16,7 @@ use telemetry::{Counter, Event, Histogram};
 
 use crate::budget::Budget;
 use crate::cache::{Addresses, Passwords};
-use crate::connection::{Held, Message, Pending};
+use crate::connection::{Held, Message, Pending, Tls};
 use crate::entropy::Entropy;
 use crate::questions::{Asked, Questions, sasl_outcome};
 use crate::setup::{Notice, Port};
@@ -115,6 +115,7 @@ pub struct TurnHost<'a> {
     pub token: Token,
     pub id: SessionId,
     pub peer: &'a Peer,
+    pub tls: Option<&'a Tls>,
     /// Who has logged in, where a limit wants to know.
     pub account: Option<u64>,
     pub pending: &'a mut Pending,
@@ -162,11 +163,35 @@ impl TurnHost<'_> {
                     Asked::Key,
                 )
             }
+            sasl::Effect::VerifyExternal { authzid } => {
+                let Some(certificate) = self.tls.and_then(|tls| tls.session.client_identity()) else {
+                    return Some(Outcome::Sasl(sasl_outcome(sasl::Status::Denied)));
+                };
+                let question = Question::VerifyExternal {
+                    listener,
+                    client_ip,
+                    mechanism,
+                    authzid,
+                    certificate: CertificateFields {
+                        spki_sha256: &certificate.spki_sha256,
+                        mail: certificate.mail.iter().map(String::as_str).collect(),
+                        uris: certificate.uris.iter().map(String::as_str).collect(),
+                        common_names: certificate.common_names.iter().map(String::as_str).collect(),
+                    },
+                };
+                self.ask(&question, Asked::External)
+            }
+            sasl::Effect::ChannelBinding { kind } => {
+                let binding = self.tls.and_then(|tls| tls.session.channel_binding(crate::connection::binding(kind)));
+                let mut outcome =
+                    sasl_outcome(if binding.is_some() { sasl::Status::Ok } else { sasl::Status::Unsupported });
+                outcome.data.set(binding.unwrap_or_default());
+                Some(Outcome::Sasl(outcome))
+            }
             // No back end of this release can do these.
-            sasl::Effect::VerifyToken { .. }
-            | sasl::Effect::VerifyExternal { .. }
-            | sasl::Effect::ChannelBinding { .. }
-            | sasl::Effect::BackendCall { .. } => Some(Outcome::Sasl(sasl_outcome(sasl::Status::Unsupported))),
+            sasl::Effect::VerifyToken { .. } | sasl::Effect::BackendCall { .. } => {
+                Some(Outcome::Sasl(sasl_outcome(sasl::Status::Unsupported)))
+            }
         }
     }
 

@@ -47,6 +47,8 @@ pub enum Asked {
     Password(Tag),
     /// A key.
     Key,
+    /// A certificate.
+    External,
     /// A mailbox.
     Recipient(Box<str>),
     /// A sender's right.
@@ -57,7 +59,7 @@ impl Asked {
     /// The answer when there is none.
     pub fn temporary(&self) -> Outcome {
         match self {
-            Self::Password(_) | Self::Key => Outcome::Sasl(sasl_outcome(Status::Temporary)),
+            Self::Password(_) | Self::Key | Self::External => Outcome::Sasl(sasl_outcome(Status::Temporary)),
             Self::Recipient(_) => Outcome::Recipient(RecipientOutcome::Temporary),
             Self::Sender(..) => Outcome::Sender(Permission::Temporary),
         }
@@ -226,7 +228,7 @@ impl Questions {
                 }
                 Outcome::Sasl(outcome)
             }
-            (Answer::Sasl { status, doomed, account, identity, data, scram }, Asked::Key) => {
+            (Answer::Sasl { status, doomed, account, identity, data, scram }, Asked::Key | Asked::External) => {
                 Outcome::Sasl(sasl_answer(status, doomed, account, identity, data, scram))
             }
             (Answer::Recipient { status, mailbox }, Asked::Recipient(address)) => Outcome::Recipient(match status {
@@ -316,6 +318,10 @@ fn octets_max(question: &Question<'_>) -> usize {
             }
             Question::FetchKey { listener, mechanism, authcid, authzid, realm, .. } => {
                 listener.len() + mechanism.len() + authcid.len() + authzid.len() + realm.len()
+            }
+            Question::VerifyExternal { listener, mechanism, authzid, certificate, .. } => {
+                let names = certificate.names().map(|name| name.len() + 4).sum::<usize>();
+                listener.len() + mechanism.len() + authzid.len() + certificate.spki_sha256.len() + names
             }
             Question::Recipient { address } => address.len(),
             Question::Sender { identity, address } => identity.len() + address.len(),

@@ -572,6 +572,7 @@ impl Shard {
             sni: facts.sni.into(),
             client_certificate: facts.client_certificate,
             resumed: facts.resumed,
+            channel_bindings: crate::connection::bindings(&tls.session),
         });
         let resumed = tls.facts.as_ref().is_some_and(|facts| facts.resumed);
         (slot.stage, slot.clock, slot.started) = (Stage::Open, Clock::Command, self.local.now.tick);
@@ -675,6 +676,9 @@ impl Shard {
         let Some(slot) = self.slots.get_mut(token) else { return };
         if slot.is_known() != slot.has(flag::KNOWN) {
             slot.flags ^= flag::KNOWN;
+            if let Some(tls) = &mut slot.tls {
+                tls.session.forget_channel_bindings();
+            }
             self.local.watch.gauge(Gauge::SessionsAuthenticated, if slot.has(flag::KNOWN) { 1 } else { -1 });
         }
         let clock = match slot.session.phase() {
@@ -705,6 +709,7 @@ impl Shard {
             token,
             id,
             peer: &slot.peer,
+            tls: slot.tls.as_deref(),
             account,
             pending: &mut slot.pending,
             question: &mut slot.question,

@@ -45,6 +45,19 @@ pub enum Question<'a> {
         /// DIGEST-MD5's realm; empty otherwise.
         realm: &'a [u8],
     },
+    /// Whom does a verified client certificate stand for?
+    VerifyExternal {
+        /// Listener's name in the configuration.
+        listener: &'a str,
+        /// The client.
+        client_ip: IpAddr,
+        /// SASL name.
+        mechanism: &'a str,
+        /// Whom it wants to act as; empty: itself.
+        authzid: &'a [u8],
+        /// What the certificate says.
+        certificate: CertificateFields<'a>,
+    },
     /// Does this mailbox exist?
     Recipient {
         /// `local@domain`, or `postmaster`.
@@ -59,10 +72,46 @@ pub enum Question<'a> {
     },
 }
 
+/// What a certificate says about who holds its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFields<'a> {
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub spki_sha256: &'a [u8],
+    /// Mail addresses of subjectAltName.
+    pub mail: Vec<&'a str>,
+    /// URIs of subjectAltName.
+    pub uris: Vec<&'a str>,
+    /// Common names of the subject.
+    pub common_names: Vec<&'a str>,
+}
+
+impl<'a> CertificateFields<'a> {
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.mail.iter().chain(&self.uris).chain(&self.common_names).copied()
+    }
+
+    fn encode(&self, to: &mut Vec<u8>) {
+        to.put_bytes(self.spki_sha256);
+        for names in [&self.mail, &self.uris, &self.common_names] {
+            to.put_list(names, |to, name| to.put_str(name));
+        }
+    }
+
+    fn decode(from: &mut Reader<'a>) -> Result<Self, BadPacket> {
+        Ok(Self {
+            spki_sha256: from.bytes()?,
+            mail: from.list(Reader::str)?,
+            uris: from.list(Reader::str)?,
+            common_names: from.list(Reader::str)?,
+        })
+    }
+}
+
 /// What the directory says. No `Debug`: it may hold a key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// To [`Question::VerifyPassword`] and [`Question::FetchKey`].
+    /// To [`Question::VerifyPassword`], [`Question::FetchKey`] and [`Question::VerifyExternal`].
     Sasl {
         /// `sasl::Status` as a number.
         status: u8,
@@ -140,6 +189,14 @@ impl<'a> Question<'a> {
                 to.put_bytes(authzid);
                 to.put_bytes(realm);
             }
+            Self::VerifyExternal { listener, client_ip, mechanism, authzid, certificate } => {
+                to.put_u8(4);
+                to.put_str(listener);
+                to.put_ip(*client_ip);
+                to.put_str(mechanism);
+                to.put_bytes(authzid);
+                certificate.encode(to);
+            }
             Self::Recipient { address } => {
                 to.put_u8(2);
                 to.put_str(address);
@@ -175,6 +232,13 @@ impl<'a> Question<'a> {
             },
             2 => Self::Recipient { address: from.str()? },
             3 => Self::Sender { identity: from.str()?, address: from.str()? },
+            4 => Self::VerifyExternal {
+                listener: from.str()?,
+                client_ip: from.ip()?,
+                mechanism: from.str()?,
+                authzid: from.bytes()?,
+                certificate: CertificateFields::decode(&mut from)?,
+            },
             _ => return Err(BadPacket::Value("question")),
         };
         from.end()?;
@@ -290,6 +354,18 @@ mod tests {
                 authcid: b"bob",
                 authzid: b"x",
                 realm: b"r",
+            },
+            Question::VerifyExternal {
+                listener: "submission",
+                client_ip: "192.0.2.7".parse().unwrap(),
+                mechanism: "EXTERNAL",
+                authzid: b"",
+                certificate: CertificateFields {
+                    spki_sha256: &[7; 32],
+                    mail: vec!["alice@demo.test", ""],
+                    uris: vec![],
+                    common_names: vec!["Alice"],
+                },
             },
             Question::Recipient { address: "alice@demo.test" },
             Question::Sender { identity: "alice@demo.test", address: "sales@demo.test" },

@@ -1,35 +1,43 @@
 //! `portreeve check --print-ehlo LISTENER`: what its clients are offered, said by the session itself.
 
+use sasl::ChannelBinding;
 use smtp::Session;
 use smtp::host::TlsFacts;
 use smtp::listener::Tls;
 use smtp::testing::World;
 
 use crate::check::Checked;
+use crate::config::ClientCert;
 use crate::{listeners, plugins};
 
 /// The EHLO reply in clear and inside TLS.
 pub fn print(checked: &Checked, name: &str) -> Result<String, String> {
     let config = &checked.config;
-    let listener = config.listeners.iter().find(|listener| listener.name == name).ok_or_else(|| {
+    let configured = config.listeners.iter().find(|listener| listener.name == name).ok_or_else(|| {
         let names: Vec<&str> = config.listeners.iter().map(|listener| listener.name.as_str()).collect();
         format!("no listener is called {name:?}; there are: {}", names.join(", "))
     })?;
     let registry = plugins::load_here(&checked.libraries)?;
-    let listener = listeners::build(config, listener, &registry)?;
-    let tls = TlsFacts {
+    let listener = listeners::build(config, configured, &registry)?;
+    let facts = |client_certificate| TlsFacts {
         version: 0x0304,
         cipher: "TLS_AES_128_GCM_SHA256",
         group: "X25519",
         sni: "".into(),
-        client_certificate: false,
+        client_certificate,
         resumed: false,
+        channel_bindings: 1 << ChannelBinding::TlsExporter as u32,
     };
+    let verifies = configured.client_cert != ClientCert::Off && configured.client_ca.is_some();
     let mut text = String::new();
-    for (title, tls) in [("in clear", None), ("inside TLS", Some(tls))] {
-        let possible = match tls {
+    for (title, tls) in [
+        ("in clear", None),
+        ("inside TLS", Some(facts(false))),
+        ("inside TLS, with a verified certificate", Some(facts(true))),
+    ] {
+        let possible = match &tls {
             None => listener.tls != Tls::Implicit,
-            Some(_) => listener.tls != Tls::Off,
+            Some(tls) => listener.tls != Tls::Off && (verifies || !tls.client_certificate),
         };
         if possible {
             let mut world = World::new();

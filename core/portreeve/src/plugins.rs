@@ -89,8 +89,9 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
 /// Which of our own libraries has a mechanism.
 fn bundled_in(mechanism: &str) -> Option<&'static str> {
     match mechanism {
-        "PLAIN" | "LOGIN" => Some("standard"),
-        "CRAM-MD5" => Some("legacy"),
+        "PLAIN" | "LOGIN" | "EXTERNAL" | "OAUTHBEARER" | "XOAUTH2" => Some("standard"),
+        _ if mechanism.starts_with("SCRAM-SHA-") => Some("standard"),
+        "CRAM-MD5" | "DIGEST-MD5" | "ANONYMOUS" => Some("legacy"),
         _ => None,
     }
 }

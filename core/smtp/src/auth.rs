@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use sasl::{EffectKind, Event, Facts, FailureClass, Input, Mechanism, OwnedStep, Proof, Secret, State, Status, Step, flag};
+use sasl::{
+    EffectKind, Event, Facts, FailureClass, Input, Mechanism, OwnedStep, Proof, Secret, State, Status, Step, flag,
+};
 use zeroize::Zeroize;
 
 use crate::host::{Account, Allowance, Charge, Context, Effect, Identity, Note, Outcome, SaslOutcome};
@@ -42,6 +44,8 @@ pub(crate) struct Authentication {
     effects: u8,
     /// Another process keeps the state.
     elsewhere: bool,
+    /// The mechanism was told a channel binding.
+    bound: bool,
     wait: Wait,
 }
 
@@ -99,7 +103,9 @@ pub(crate) enum Progress {
 
 /// Why the mechanism is stepped.
 enum Cause {
-    Start { initial: bool },
+    Start {
+        initial: bool,
+    },
     Message,
     Outcome(EffectKind, SaslOutcome),
     /// The mechanism has answered from where it runs.
@@ -125,8 +131,13 @@ pub(crate) fn is_offered(mechanism: &dyn Mechanism, cx: &Context<'_>) -> bool {
         && mechanism.is_available()
         && (cx.tls.is_some() || in_clear)
         && (flags & flag::NEEDS_CERT == 0 || certificate)
-        // No channel binding can be had from the connection yet.
-        && flags & flag::CHANNEL_BIND == 0
+        && (flags & flag::CHANNEL_BIND == 0 || cx.tls.is_some_and(|tls| tls.channel_bindings != 0))
+}
+
+/// Whether the sibling of `mechanism` with channel binding is listed in this connection's EHLO reply.
+fn is_plus_offered(mechanism: &dyn Mechanism, cx: &Context<'_>) -> bool {
+    let is_sibling = |other: &dyn Mechanism| other.traits().plus_of.as_ref() == Some(mechanism.name());
+    cx.listener.mechanisms.iter().any(|other| is_sibling(&**other) && is_offered(&**other, cx))
 }
 
 fn find<'a>(listener: &'a Listener, name: &[u8]) -> Option<&'a Arc<dyn Mechanism>> {
@@ -204,6 +215,11 @@ impl Authentication {
         matches!(self.wait, Wait::Effect(_) | Wait::Step | Wait::Delay(_))
     }
 
+    /// Whether it has used the connection's channel binding.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.bound
+    }
+
     /// Takes one line of the client, without its CRLF.
     pub(crate) fn respond(&mut self, line: &[u8], cx: &mut Context<'_>) -> Progress {
         const CANCELLED: Verdict = Verdict::new(&reply::AUTH_CANCELLED, "cancelled", 0);
@@ -257,6 +273,7 @@ impl Authentication {
             if let Cause::Outcome(_, outcome) = &cause
                 && outcome.status == Status::Ok
             {
+                self.bound |= matches!(cause, Cause::Outcome(EffectKind::ChannelBinding, _));
                 self.ledger.push(Entry {
                     doomed: outcome.doomed,
                     identity: outcome.identity.clone(),
@@ -299,8 +316,8 @@ impl Authentication {
             tls: cx.tls.is_some(),
             tls_version: cx.tls.map_or(0, |tls| tls.version),
             client_certificate: cx.tls.is_some_and(|tls| tls.client_certificate),
-            plus_offered: false,
-            channel_bindings: 0,
+            plus_offered: is_plus_offered(mechanism, cx),
+            channel_bindings: cx.tls.map_or(0, |tls| tls.channel_bindings),
             server_name: &cx.listener.hostname,
             client_ip: cx.peer.ip,
             listener: &cx.listener.name,
@@ -483,6 +500,7 @@ impl Authentication {
         self.authzid.zeroize();
         self.ledger.clear();
         (self.steps, self.effects, self.wait) = (0, 0, Wait::Response);
+        self.bound = false;
         if cx.pools.exchanges.len() < POOLED_MAX {
             cx.pools.exchanges.push(self);
         }

@@ -60,6 +60,8 @@ pub struct TlsFacts {
     pub client_certificate: bool,
     /// The session was resumed from a ticket.
     pub resumed: bool,
+    /// What SASL exchanges can be bound to: a set of `1 << sasl::ChannelBinding as u32`.
+    pub channel_bindings: u32,
 }
 
 /// A session's number in logs; shown as 13 characters of Crockford base32.

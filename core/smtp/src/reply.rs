@@ -63,6 +63,8 @@ replies! {
     TOO_MANY_IDLE = 421 "4.7.0 Too many commands without mail; closing" "closing.idle" policy;
     /// RFC 4954 §9 allows it after three.
     TOO_MANY_FAILURES = 421 "4.7.0 Too many failed logins; reconnect to try again" "closing.auth" policy;
+    /// A connection's channel binding serves one exchange (RFC 9266 §4.1).
+    BINDING_SPENT = 421 "4.7.0 Channel binding is used up; reconnect to try again" "closing.binding" policy;
     /// One connection carries so many messages.
     TOO_MANY_MESSAGES = 421 "4.7.0 Enough messages on this connection; reconnect to send more" "closing.messages" policy;
     /// A chunk or message that was refused and goes on without end.

@@ -42,6 +42,8 @@ pub struct Session {
     idle_commands: u8,
     /// In units of half a failed login.
     auth_failures: u8,
+    /// An exchange with channel binding has failed: no other may begin here (RFC 9266 §4.1).
+    binding_spent: bool,
 }
 
 // A hundred thousand idle sessions should stay cheap; growing this is a decision, not an accident.
@@ -174,6 +176,7 @@ impl Session {
             errors: 0,
             idle_commands: 0,
             auth_failures: 0,
+            binding_spent: false,
         }
     }
 
@@ -597,6 +600,9 @@ impl Session {
         if refused {
             return self.reply(&reply::AUTH_RATE, cx);
         }
+        if self.binding_spent {
+            return self.close(&reply::BINDING_SPENT, cx);
+        }
         let challenged_from = cx.out.len();
         let (exchange, progress) = Authentication::begin(args, cx);
         if matches!(progress, Progress::Continue) && more && !cx.peer.exempt {
@@ -631,6 +637,7 @@ impl Session {
                 (&reply::AUTHENTICATED, 0)
             }
         };
+        self.binding_spent |= exchange.is_bound();
         exchange.recycle(cx);
         self.state = State::Ready;
         self.reply(reply, cx);

@@ -315,3 +315,66 @@ fn new_content_raises_the_epoch() {
     assert_eq!(directory.replace(Arc::into_inner(users).unwrap()), 8);
     assert!(old.user("a").is_some() && directory.users().user("a").is_none() && directory.users().user("b").is_some());
 }
+
+fn external<'a>(authzid: &'a str, certificate: &CertificateFields<'a>) -> Question<'a> {
+    let (listener, client_ip, mechanism) = ("submission", CLIENT, "EXTERNAL");
+    Question::VerifyExternal {
+        listener,
+        client_ip,
+        mechanism,
+        authzid: authzid.as_bytes(),
+        certificate: certificate.clone(),
+    }
+}
+
+#[test]
+fn a_certificate_stands_for_whom_the_file_says() {
+    let text = format!(
+        "alice::cert=spki:{},mail:Alice@Demo.test authzids=@demo.test\n\
+         bob::cert=cn:Both\\20of\\20them,uri:urn:x\\2cy\n\
+         carol::cert=cn:Both\\20of\\20them disabled\n\
+         dave::cert=cn:dave mechanisms=PLAIN\n",
+        "0A".repeat(32)
+    );
+    let directory = directory(&text);
+    let nobody = CertificateFields { spki_sha256: &[1; 32], mail: vec![], uris: vec![], common_names: vec![] };
+    let key = CertificateFields { spki_sha256: &[10; 32], ..nobody.clone() };
+    let mail = CertificateFields { mail: vec!["x@demo.test", "alice@DEMO.test"], ..nobody.clone() };
+    let both = CertificateFields { common_names: vec!["Both of them"], ..nobody.clone() };
+    let uri = CertificateFields { uris: vec!["urn:x,y"], ..nobody.clone() };
+    let (other, dave) = (
+        CertificateFields { common_names: vec!["Dave", "mail:alice@demo.test", ""], ..nobody.clone() },
+        CertificateFields { common_names: vec!["dave"], ..nobody.clone() },
+    );
+    let mut buffer = Vec::new();
+    for (certificate, authzid, wanted) in [
+        (&nobody, "", None),
+        (&nobody, "alice", None),
+        (&key, "", Some(("alice@demo.test", 0))),
+        (&key, "ALICE@demo.test", Some(("alice@demo.test", 0))),
+        (&mail, "", Some(("alice@demo.test", 0))),
+        // She may act as everybody there, but not as somebody who may not log in, and not as nobody.
+        (&mail, "bob", Some(("bob@demo.test", 0))),
+        (&mail, "carol", None),
+        (&mail, "zoe", None),
+        // Two users: one has to be named.
+        (&both, "", None),
+        (&both, "bob", Some(("bob@demo.test", 0))),
+        (&both, "carol", Some(("carol@demo.test", 1))),
+        (&both, "alice", None),
+        (&uri, "", Some(("bob@demo.test", 0))),
+        (&uri, "alice", None),
+        // Compared whole, and each kind with its kind.
+        (&other, "", None),
+        (&dave, "", Some(("dave@demo.test", 2))),
+    ] {
+        let found = match asked(&directory, &external(authzid, certificate), &mut buffer) {
+            Answer::Sasl { status: 0, doomed: false, account, identity: Some(identity), data: [], scram: None } => {
+                Some((identity.name.to_owned(), account))
+            }
+            Answer::Sasl { status: 1, doomed: false, account: 0, identity: None, data: [], scram: None } => None,
+            _ => panic!("another answer"),
+        };
+        assert_eq!(found, wanted.map(|(name, account)| (name.to_owned(), account)), "{certificate:?} {authzid}");
+    }
+}

@@ -62,7 +62,9 @@ pub fn columns(line: &[u8]) -> Result<Option<Columns<'_>>, Fault> {
     let at = name.len() + 1;
     let end = secrets_end(rest);
     let (secrets, fields) = (&rest[..end], rest.get(end + 1..).unwrap_or_default());
-    if let Some(extra) = fields.find(':') {
+    // What a certificate says has a colon of its own.
+    let stray = |(at, word): (usize, &str)| (!word.starts_with("cert=")).then(|| Some(at + word.find(':')?))?;
+    if let Some(extra) = words((0, fields)).find_map(stray) {
         let remedy = r"the columns are name:secrets:fields; write \3a for a colon, or use 'portreeve user import'";
         return Err(Fault::new(at + end + 1 + extra, "a third colon", remedy));
     }
@@ -125,7 +127,7 @@ pub fn user(line: &[u8], options: &Options) -> Result<Option<User>, Fault> {
     Ok(Some(user))
 }
 
-const FIELDS: &str = "fields are aliases=, senders=, authzids=, mechanisms=, size=, recipients=, disabled";
+const FIELDS: &str = "fields are aliases=, senders=, authzids=, cert=, mechanisms=, size=, recipients=, disabled";
 
 fn field(user: &mut User, at: usize, word: &str, options: &Options) -> Result<(), Fault> {
     let Some((key, value)) = word.split_once('=') else {
@@ -147,6 +149,7 @@ fn field(user: &mut User, at: usize, word: &str, options: &Options) -> Result<()
         "aliases" => user.aliases.extend(list(value_at, value, |raw| address(raw, options))?),
         "senders" => user.senders.extend(list(value_at, value, |raw| pattern(raw, options))?),
         "authzids" => user.authzids.extend(list(value_at, value, |raw| pattern(raw, options))?),
+        "cert" => user.certificates.extend(list(value_at, value, |raw| certificate(raw, options))?),
         "mechanisms" => user.mechanisms.extend(list(value_at, value, |raw| MechanismName::parse(raw.as_bytes()))?),
         "size" => {
             let size = match value.as_bytes().last() {
@@ -173,7 +176,10 @@ fn list<T>(at: usize, value: &str, read: impl Fn(&str) -> Option<T>) -> Result<V
     let mut offset = 0;
     for item in value.split(',') {
         let text = unescape(at + offset, item)?;
-        let remedy = "write addresses (a@b), domains (@b) or names, separated by commas without spaces";
+        let remedy = match item.contains(':') {
+            true => "write spki: with 64 hexadecimal digits, mail:a@b, uri:…, or cn:… with \\20 for a space",
+            false => "write addresses (a@b), domains (@b) or names, separated by commas without spaces",
+        };
         items.push(read(&text).ok_or_else(|| Fault::new(at + offset, format!("'{item}' does not fit here"), remedy))?);
         offset += item.len() + 1;
     }
@@ -185,6 +191,17 @@ pub fn address(raw: &str, options: &Options) -> Option<String> {
     match raw.strip_prefix('@') {
         Some(domain) => options.names.domain(domain).map(|domain| format!("@{domain}")),
         None => options.names.address(raw).filter(|address| address.contains('@') && raw != "*"),
+    }
+}
+
+/// What a certificate may say, in the form in which it is compared.
+pub fn certificate(raw: &str, options: &Options) -> Option<String> {
+    let (kind, said) = raw.split_once(':').filter(|(_, said)| !said.is_empty())?;
+    match kind {
+        "spki" if said.len() == 64 && said.bytes().all(|c| c.is_ascii_hexdigit()) => Some(raw.to_ascii_lowercase()),
+        "mail" => options.names.address(said).filter(|said| said.contains('@')).map(|said| format!("mail:{said}")),
+        "uri" | "cn" => Some(raw.to_owned()),
+        _ => None,
     }
 }
 

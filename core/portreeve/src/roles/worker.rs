@@ -11,7 +11,7 @@ use std::time::Duration;
 use engine::{Bounds, Deadlines, Handle, Notice, Port, Setup, Socket, Worker};
 use link::{Link, Outbox, Role};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use sasl::Secret;
+use sasl::{Secret, flag};
 use smtp::listener::Tls;
 use spool::{Doorbell, Durability, Floors, Hooks, Options, RealDisk, Writer};
 use supervisor::child::{Later, Peer, Startup};
@@ -130,15 +130,16 @@ impl Running {
 
         let mut ports = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
+            let built = Arc::new(listeners::build(&config, listener, &registry)?);
             let tls = match (listener.tls, stores.get(index).cloned().flatten()) {
                 (Tls::Off, _) | (_, None) => None,
                 (_, Some(store)) => {
                     let authorities = client_authorities.get(index).and_then(Option::as_deref);
-                    Some(Arc::new(server_tls(&config, listener, authorities, store, &ticket_keys)?))
+                    Some(Arc::new(server_tls(&config, listener, &built, authorities, store, &ticket_keys)?))
                 }
             };
             ports.push(Port {
-                listener: Arc::new(listeners::build(&config, listener, &registry)?),
+                listener: built,
                 sockets: Vec::new(),
                 tls,
                 exempt_nets: listener.exempt_nets.clone(),
@@ -242,6 +243,7 @@ fn ticket_keys(octets: &[u8]) -> Vec<[u8; 32]> {
 fn server_tls(
     config: &Config,
     listener: &Listener,
+    built: &smtp::listener::Listener,
     client_authorities: Option<&str>,
     store: Arc<CertificateStore>,
     keys: &Arc<TicketKeys>,
@@ -263,6 +265,7 @@ fn server_tls(
         // A resumed session shows no certificate, and the authorities may have changed since.
         tickets: listener.tls_tickets && listener.client_cert == ClientCert::Off,
         client_auth,
+        channel_binding: built.mechanisms.iter().any(|m| m.traits().flags & flag::CHANNEL_BIND != 0),
         ..Settings::default()
     };
     ServerTls::new(&settings, store, keys.clone()).map_err(|error| format!("listener {:?}: {error}", listener.name))

@@ -325,6 +325,7 @@ impl Pair {
                     sni: "".into(),
                     client_certificate: false,
                     resumed: false,
+                    channel_bindings: 0,
                 });
                 self.server(|session, cx| session.tls_started(cx));
                 pending = b"EHLO c.example\r\n".to_vec();
