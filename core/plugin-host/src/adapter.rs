@@ -1,5 +1,7 @@
 //! A loaded mechanism as `sasl::Mechanism`: everything that it says is checked here before it counts.
 
+use std::time::Instant;
+
 use portreeve_plugin_abi::{self as abi, action, out_flag, region};
 use sasl::{
     ChannelBinding, Effect, Event, FailureClass, Input, KeyKind, Mechanism, MechanismName, Proof, State, Step, Traits,
@@ -7,6 +9,7 @@ use sasl::{
 };
 
 use crate::ffi::{self, Bound};
+use crate::gate::{Fault, Gate};
 
 /// A mechanism that runs inside this process.
 pub(crate) struct Inline {
@@ -15,16 +18,19 @@ pub(crate) struct Inline {
     bound: Bound,
     /// One octet behind the mechanism's state is ours when there is a state to be begun and dropped.
     marker: Option<usize>,
+    /// It may compute for long: this process does nothing else.
+    offloads: bool,
+    gate: Gate,
 }
 
 /// What is behind the state: whether a step has run, and so whether `drop_state` has something to drop.
 const BEGUN: u8 = 0xb1;
 
 impl Inline {
-    pub fn new(name: MechanismName, mut traits: Traits, bound: Bound) -> Self {
+    pub fn new(name: MechanismName, mut traits: Traits, bound: Bound, offloads: bool, gate: Gate) -> Self {
         let marker = (bound.state_octets() > 0 || bound.drops_state()).then_some(bound.state_octets());
         traits.state_octets = marker.map_or(0, |at| at + 1);
-        Self { name, traits, bound, marker }
+        Self { name, traits, bound, marker, offloads, gate }
     }
 
     /// What the mechanism declared not to want: it never sees it.
@@ -82,12 +88,31 @@ impl Mechanism for Inline {
         if !self.begin(state, &input.event) {
             return failure(FailureClass::Internal, "the host stepped an exchange that has not begun, or twice");
         }
-        let out = self.bound.step(state, &input, scratch);
+        let started = Instant::now();
+        let mut out = self.bound.step(state, &input, scratch);
+        if self.offloads && out.action == action::OFFLOAD {
+            out = self.bound.step(state, &Input { event: Event::Resume, ..input }, scratch);
+        }
+        self.gate.took(&self.name, started.elapsed());
+        if out.action == action::FAIL && out.arg == abi::fail::INTERNAL {
+            self.gate.fault(&self.name, Fault::Broken);
+        }
         let areas = Areas { message: input.message, scratch, state: state.get(..self.bound.state_octets()) };
         match self.read(&out, &areas) {
             Ok(step) => step,
-            Err(cause) => failure(FailureClass::Internal, cause),
+            Err(cause) => {
+                self.gate.fault(&self.name, Fault::Broken);
+                failure(FailureClass::Internal, cause)
+            }
         }
+    }
+
+    fn is_available(&self) -> bool {
+        self.gate.is_open()
+    }
+
+    fn quarantine(&self) {
+        self.gate.fault(&self.name, Fault::Bypass);
     }
 
     fn finish(&self, state: &mut State) {

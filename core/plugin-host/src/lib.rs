@@ -10,8 +10,10 @@
 //! The supervisor executes nothing of a plugin; the worker opens no file. A library is never unmapped. What a
 //! mechanism answers is numbers and offsets until `adapter` has checked them: an unknown action, an offset out
 //! of bounds, an effect that was not declared or an identity that it asserts itself becomes an internal failure
-//! of that exchange. Mechanisms that compute for long (OFFLOAD) or prove identities themselves are refused
-//! here: they need a process of their own.
+//! of that exchange. Mechanisms that compute for long (OFFLOAD) are refused in a worker: they need a process of
+//! their own, which has the same registry and answers over links ([`Host`]); the worker then holds a
+//! [`RemoteLibrary`] and nothing of the library itself. Faults are counted per mechanism ([`Fault`]); too many
+//! within a minute put it into quarantine.
 //!
 //! ```no_run
 //! use plugin_host::{Demands, Registry, resolve, vet};
@@ -34,14 +36,20 @@ mod adapter;
 mod error;
 #[allow(unsafe_code, reason = "the foreign edge: the only file of this crate with unsafe code")]
 mod ffi;
+mod gate;
 mod note;
 mod registry;
+mod remote;
 mod resolve;
+mod serve;
 mod vet;
 
 pub use error::LoadError;
 pub use ffi::{Entry, LogLine};
+pub use gate::{Complain, Complaint, Fault};
 pub use note::{Note, PanicStrategy};
 pub use registry::{Listed, ListedMechanism, Registry, flatten};
+pub use remote::{Remote, RemoteLibrary};
 pub use resolve::{Found, resolve};
+pub use serve::{Host, STEP_MS_MAX};
 pub use vet::{Demands, Inspection, Ownership, Vetted, inspect, parse_sha256, vet};

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::adapter::Inline;
 use crate::ffi::{self, Bound, Entry, Library, LogLine, OpenError};
+use crate::gate::{Complain, Gate};
 use crate::note::{self, Note, PanicStrategy};
 use crate::{LoadError, resolve};
 
@@ -19,6 +20,7 @@ use crate::{LoadError, resolve};
 #[derive(Default)]
 pub struct Registry {
     loaded: Vec<Loaded>,
+    complain: Option<Complain>,
 }
 
 struct Loaded {
@@ -56,6 +58,11 @@ impl Registry {
     /// Without any library.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Tells `complain` about steps that take too long or break the contract, of mechanisms made from now on.
+    pub fn on_fault(&mut self, complain: Complain) {
+        self.complain = Some(complain);
     }
 
     /// Takes a library into this process. `fd` is the sealed copy that [`vet`](crate::vet) made, here or in
@@ -97,6 +104,15 @@ impl Registry {
 
     /// A mechanism with its settings, a JSON object (empty text: none). Each listener may have its own.
     pub fn mechanism(&self, name: &MechanismName, settings: &str) -> Result<Arc<dyn Mechanism>, LoadError> {
+        self.make(name, settings, false)
+    }
+
+    /// The same in a process that does nothing else: the mechanism may compute for long (OFFLOAD).
+    pub fn process_mechanism(&self, name: &MechanismName, settings: &str) -> Result<Arc<dyn Mechanism>, LoadError> {
+        self.make(name, settings, true)
+    }
+
+    fn make(&self, name: &MechanismName, settings: &str, process: bool) -> Result<Arc<dyn Mechanism>, LoadError> {
         let Some((loaded, index)) = self.find(name) else {
             let known = self.loaded.iter().flat_map(|loaded| loaded.library.mechanisms.iter().map(|m| m.name));
             return Err(LoadError::UnknownMechanism { name: *name, known: known.collect() });
@@ -104,7 +120,7 @@ impl Registry {
         let Some(declared) = loaded.library.mechanisms.get(index) else {
             return Err(LoadError::UnknownMechanism { name: *name, known: vec![] });
         };
-        let cause = if declared.flags & (mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD) != 0 {
+        let cause = if !process && declared.flags & (mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD) != 0 {
             Some("computes too much for an event loop (OFFLOAD)")
         } else if declared.flags & mech_flag::SELF_ASSERTS != 0 {
             Some("proves identities itself (SELF_ASSERTS)")
@@ -119,7 +135,8 @@ impl Registry {
         let wrong = |cause| LoadError::Settings { name: *name, origin: loaded.origin.clone(), cause };
         let (json, entries) = flatten(settings).map_err(wrong)?;
         let bound = Bound::new(&loaded.library, index, &json, &entries).map_err(wrong)?;
-        Ok(Arc::new(Inline::new(*name, declared.traits.clone(), bound)))
+        let gate = Gate::new(self.complain.clone());
+        Ok(Arc::new(Inline::new(*name, declared.traits.clone(), bound, process, gate)))
     }
 
     /// What is loaded.
