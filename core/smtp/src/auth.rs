@@ -411,8 +411,11 @@ impl Authentication {
     fn proven(&mut self, proof: Proof, data: bool, cx: &mut Context<'_>) -> Progress {
         const CREDENTIALS: Verdict = Verdict::new(&reply::BAD_CREDENTIALS, "credentials", FULL_FAILURE);
         let entry = (proof.0 as usize).checked_sub(1).and_then(|at| self.ledger.get(at));
+        let needs_binding = self.mechanism.as_ref().is_some_and(|it| it.traits().flags & flag::CHANNEL_BIND != 0);
         let verdict = match entry {
             None => Err(Verdict { reason: "unproven success", ..CREDENTIALS }),
+            // A -PLUS mechanism that never asked for the binding has compared nothing.
+            Some(_) if needs_binding && !self.bound => Err(Verdict { reason: "unbound success", ..CREDENTIALS }),
             // A mechanism that is content with a decoy does not verify anything.
             Some(Entry { doomed: true, .. }) => {
                 if let Some(mechanism) = &self.mechanism {
