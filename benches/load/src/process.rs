@@ -1,11 +1,13 @@
 //! What a server costs, read from /proc: processor time of all threads, private memory, context switches,
-//! summed over a process and its descendants.
+//! summed over a process and its descendants; and what we ourselves cost.
 
 use std::fs;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A reading.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// How many.
     pub processes: usize,
@@ -41,8 +43,7 @@ pub fn usage(root: u32) -> Usage {
         for task in tasks.flatten() {
             // First field: nanoseconds on a processor; far finer than the ticks of `stat`.
             let schedstat = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            let nanoseconds = schedstat.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
-            usage.cpu += Duration::from_nanos(nanoseconds);
+            usage.cpu += Duration::from_nanos(number(&schedstat, 0));
             let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
             for line in status.lines().filter(|line| line.contains("ctxt_switches")) {
                 usage.context_switches += last_number(line);
@@ -56,20 +57,38 @@ pub fn usage(root: u32) -> Usage {
     usage
 }
 
-fn last_number(line: &str) -> u64 {
-    line.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
 /// The usage once it stands still: a server still closes sockets and writes its log after the last reply.
 pub fn settled(root: u32) -> Usage {
     let mut last = usage(root);
     for _ in 0..100 {
         std::thread::sleep(Duration::from_millis(20));
         let now = usage(root);
-        if now.cpu - last.cpu < Duration::from_micros(200) {
+        if now.cpu.saturating_sub(last.cpu) < Duration::from_micros(200) {
             return now;
         }
         last = now;
     }
     last
+}
+
+/// Time on a processor of this thread, and time that it waited for one.
+pub fn own() -> (Duration, Duration) {
+    let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    (Duration::from_nanos(number(&schedstat, 0)), Duration::from_nanos(number(&schedstat, 1)))
+}
+
+/// Memory of the whole kernel's objects, octets: sockets, descriptors and what belongs to them. Of both ends,
+/// when both are on this machine.
+pub fn kernel_octets() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("Slab:")).unwrap_or_default();
+    last_number(line.trim_end_matches(" kB")) * 1024
+}
+
+fn number(text: &str, place: usize) -> u64 {
+    text.split_whitespace().nth(place).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn last_number(line: &str) -> u64 {
+    line.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)
 }

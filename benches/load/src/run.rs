@@ -1,241 +1,451 @@
-//! The run: keeps so many connections going, counts what happens, reads the server's cost.
+//! The run: starts the load processes, adds up what they tell, watches the server, ends in time.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-use mio::{Events, Interest, Poll, Token};
-use serde_json::json;
+use crate::live::Live;
+use crate::machine::{self, Machine};
+use crate::plan::{Kind, Plan};
+use crate::process::{self, Usage};
+use crate::result::{Moment, Report, Server, Sum, VERSION};
+use crate::worker::Tick;
 
-use crate::connection::{self, Connection, Outcome};
-use crate::script::Script;
-use portreeve_load::process::{self, Usage};
-
-pub struct Plan {
-    pub target: SocketAddr,
-    pub script: Script,
-    pub count: u64,
-    pub concurrency: usize,
-    /// Source addresses, taken in turn.
-    pub sources: Vec<IpAddr>,
-    /// Hold all connections for so long when all have come to the end of the script.
-    pub hold: Option<Duration>,
+/// What is around a run.
+pub struct Options {
+    /// A process of the server.
     pub pid: Option<u32>,
-    pub time_max: Duration,
-    /// Messages that a connection delivers.
-    pub messages_each: u64,
+    /// No progress on standard error.
+    pub quiet: bool,
+    /// The program to start as load process; the running one otherwise.
+    pub program: Option<std::path::PathBuf>,
+    /// Set from outside to end the run with what there is.
+    pub stop: Arc<AtomicBool>,
 }
 
-pub struct Report {
-    done: u64,
-    messages: u64,
-    errors: BTreeMap<String, u64>,
-    elapsed: Duration,
-    own_cpu: Duration,
-    /// Microseconds from connect to the end of the script.
-    latency: Histogram<u64>,
-    server: Option<(Usage, Usage)>,
-    held: usize,
-    cut_short: bool,
-    /// Of this program, all connections.
-    writes: u64,
-    octets_sent: u64,
-    /// TLS version, suite and key exchange of the last connection.
-    tls: Option<String>,
+/// A load process that uses more of its processor than this may be what was measured.
+const BUSY_MAX: f64 = 0.9;
+/// Share of the time that a load process may wait for a processor.
+const DELAYED_MAX: f64 = 0.1;
+/// How late an open loop may be at p99, of the p99 that it measured.
+const LATE_MAX: f64 = 0.25;
+/// A load process that says nothing for so long is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Which load process, and what it told; `None`: it has ended.
+type Told = (usize, Option<Tick>);
+
+/// A load process; ended when dropped.
+struct Loader {
+    child: Child,
+    stdin: Option<std::process::ChildStdin>,
+    last: Tick,
+    heard: Instant,
+    ended: bool,
+    cpu: Duration,
+    wall: Duration,
+    delayed: Duration,
+    busiest: f64,
 }
 
-pub fn run(plan: Plan) -> Result<Report, String> {
-    let text = |error: std::io::Error| error.to_string();
-    let tls = connection::client_config()?;
-    let mut poll = Poll::new().map_err(text)?;
-    let mut events = Events::with_capacity(1024);
-    let mut slots: Vec<Option<Connection>> = (0..plan.concurrency.min(plan.count as usize)).map(|_| None).collect();
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.stdin = None;
+        let until = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < until {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Gathering,
+    WarmUp,
+    Measured,
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    options: &'a Options,
+    loaders: Vec<Loader>,
+    ticks: Receiver<Told>,
+    /// Everything; what was measured; the current second.
+    sum: Sum,
+    second: Sum,
+    started: Instant,
+    phase: Phase,
+    phase_since: Instant,
+    live: Live,
+    timeline: Vec<Moment>,
+    last_second: Instant,
+    last_usage: Option<Usage>,
+}
+
+/// Does what a checked plan says.
+pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     let mut report = Report {
-        done: 0,
-        messages: 0,
-        errors: BTreeMap::new(),
-        elapsed: Duration::ZERO,
-        own_cpu: Duration::ZERO,
-        latency: Histogram::new_with_bounds(1, 600_000_000, 3).map_err(|error| error.to_string())?,
-        server: None,
-        held: 0,
-        cut_short: false,
-        writes: 0,
-        octets_sent: 0,
-        tls: None,
+        version: VERSION,
+        tool: format!("portreeve-load {}", env!("CARGO_PKG_VERSION")),
+        command: std::env::args().collect(),
+        time: machine::time(machine::unix_seconds()),
+        machine: Machine::this(),
+        plan: Some(plan.public()),
+        ..Report::default()
     };
-    let before = plan.pid.map(process::usage);
-    let own_before = process::usage(std::process::id()).cpu;
-    let start = Instant::now();
-    let progress = std::io::stderr().is_terminal();
-    let mut told = start;
-    let mut begun = 0;
-    let mut failed = 0;
-    let mut free: Vec<usize> = (0..slots.len()).rev().collect();
-    // An idle crowd comes in gently, so that the accept queue never overflows.
-    let burst = if plan.hold.is_some() { 256 } else { usize::MAX };
-    while report.done + failed < plan.count {
-        for _ in 0..burst {
-            if begun >= plan.count {
-                break;
-            }
-            let Some(slot) = free.pop() else { break };
-            let source = plan.sources.get(begun as usize % plan.sources.len().max(1)).copied();
-            begun += 1;
-            let opened = Connection::open(plan.target, source, &plan.script, &tls).and_then(|mut connection| {
-                let interest = Interest::READABLE | Interest::WRITABLE;
-                poll.registry().register(&mut connection.stream, Token(slot), interest)?;
-                Ok(connection)
-            });
-            match opened {
-                Ok(connection) => slots[slot] = Some(connection),
-                Err(error) => {
-                    failed += 1;
-                    *report.errors.entry(format!("connect: {}", error.kind())).or_default() += 1;
-                    free.push(slot);
-                }
-            }
-        }
-        poll.poll(&mut events, Some(Duration::from_millis(200))).or_else(interrupted).map_err(text)?;
-        for event in &events {
-            let Token(slot) = event.token();
-            let Some(connection) = &mut slots[slot] else { continue };
-            match connection.advance(&plan.script, &tls) {
-                Ok(Outcome::Going) => continue,
-                Ok(Outcome::Done) => {
-                    report.done += 1;
-                    report.messages += plan.messages_each;
-                    report.writes += connection.writes;
-                    report.octets_sent += connection.octets_sent;
-                    if report.done == 1 {
-                        report.tls = connection.tls_words();
-                    }
-                    let micros = connection.began.elapsed().as_micros() as u64;
-                    report.latency.saturating_record(micros);
-                    if plan.hold.is_some() {
-                        continue;
-                    }
-                }
-                Err(trouble) => {
-                    failed += 1;
-                    *report.errors.entry(format!("{}: {}", trouble.stage, trouble.what)).or_default() += 1;
-                }
-            }
-            // Dropping closes; the registration goes with the descriptor.
-            slots[slot] = None;
-            free.push(slot);
-        }
-        if start.elapsed() > plan.time_max {
-            report.cut_short = true;
-            break;
-        }
-        if progress && told.elapsed() > Duration::from_secs(1) {
-            told = Instant::now();
-            eprint!("\r{} of {}, {} failed ", report.done, plan.count, failed);
-        }
+    let usage_before = options.pid.map(usage_of).transpose()?;
+    let kernel_before = process::kernel_octets();
+    let (loaders, ticks) = start(plan, options)?;
+    let now = Instant::now();
+    let mut run = Run {
+        plan,
+        options,
+        loaders,
+        ticks,
+        sum: Sum::new(plan.scenarios.len()),
+        second: Sum::new(plan.scenarios.len()),
+        started: now,
+        phase: Phase::Gathering,
+        phase_since: now,
+        live: Live::new(options.quiet),
+        timeline: Vec::new(),
+        last_second: now,
+        last_usage: usage_before,
+    };
+
+    // Idle sessions first: what is measured beside them is measured beside all of them.
+    run.until(Duration::from_secs_f64(plan.time_max), &mut report, |run| {
+        run.loaders.iter().all(|loader| loader.last.gathered || loader.ended)
+    })?;
+    report.held = run.loaders.iter().map(|loader| loader.last.held).sum();
+    let mut usage_idle = None;
+    if plan.crowd() > 0 {
+        report.gather_seconds = run.started.elapsed().as_secs_f64();
+        usage_idle = options.pid.map(process::settled);
+        let grown = (process::kernel_octets() as f64 - kernel_before as f64) / report.held.max(1) as f64;
+        let each = |usage: Usage, before: Usage| {
+            (usage.anonymous_octets as f64 - before.anonymous_octets as f64) / report.held.max(1) as f64
+        };
+        report.server = usage_idle.zip(usage_before).map(|(usage, before)| Server {
+            memory_octets_each: Some(each(usage, before)),
+            kernel_octets_each: Some(grown),
+            ..Server::default()
+        });
+        run.live.say(&format!("holding {} connections", report.held));
     }
-    if progress {
-        eprintln!("\r{} of {}, {} failed ", report.done, plan.count, failed);
-    }
-    report.elapsed = start.elapsed();
-    report.held = slots.iter().flatten().count();
-    report.own_cpu = process::usage(std::process::id()).cpu - own_before;
-    if let Some(hold) = plan.hold {
-        // The server settles, is measured, and the crowd stays.
-        std::thread::sleep(Duration::from_millis(500));
-        report.server = plan.pid.zip(before).map(|(pid, before)| (before, process::usage(pid)));
-        eprintln!("holding {} connections", report.held);
-        std::thread::sleep(hold);
-        // Whoever was thrown out while idle was not held.
-        poll.poll(&mut events, Some(Duration::ZERO)).or_else(interrupted).map_err(text)?;
-        let lost = events.iter().filter(|event| event.is_read_closed()).count();
-        if lost > 0 {
-            *report.errors.entry("idle: closed by the server".to_owned()).or_default() += lost as u64;
+
+    let left = |run: &Run<'_>| Duration::from_secs_f64(plan.time_max).saturating_sub(run.started.elapsed());
+    let mut usage_begin = usage_idle.or(usage_before);
+    if plan.has_mix() {
+        run.go(Phase::WarmUp);
+        if plan.warm_up > 0.0 {
+            let warm = Duration::from_secs_f64(plan.warm_up);
+            run.until(warm.min(left(&run)), &mut report, |_| false)?;
+            report.warm_up_seconds = run.phase_since.elapsed().as_secs_f64();
+            usage_begin = options.pid.map(process::usage);
+        }
+        run.enter(Phase::Measured);
+        let is_done = |run: &Run<'_>| run.loaders.iter().all(|loader| loader.last.done || loader.ended);
+        // What is in progress when the duration is over may still end well.
+        let enough = plan.duration.map_or(f64::MAX, |duration| duration + plan.patience);
+        let bound = left(&run).min(Duration::try_from_secs_f64(enough).unwrap_or(Duration::MAX));
+        let ended = run.until(bound, &mut report, is_done)?;
+        if !ended && report.cut_short.is_none() {
+            report.cut_short = Some(format!("after {:.0} s (--time-max)", plan.time_max));
+        }
+        report.seconds = run.phase_since.elapsed().as_secs_f64();
+        // The last sessions ended before we were told so.
+        let told = run.loaders.iter().map(|loader| loader.last.running_us).max().unwrap_or_default();
+        let told = (told as f64 / 1e6 - plan.warm_up).max(1e-3);
+        if ended {
+            report.seconds = report.seconds.min(told);
         }
     } else {
-        report.server = plan.pid.zip(before).map(|(pid, before)| (before, process::settled(pid)));
+        run.go(Phase::Measured);
+        let hold = Duration::from_secs_f64(plan.hold);
+        run.until(hold.min(left(&run)), &mut report, |_| false)?;
+        report.seconds = run.phase_since.elapsed().as_secs_f64();
     }
+    let usage_end = options.pid.map(process::settled);
+    report.crowd_lost = plan.crowd().saturating_sub(run.loaders.iter().map(|loader| loader.last.held).sum());
+    run.finish();
+    run.live.end();
+    run.sum.report(plan, &mut report);
+    if let (Some(before), Some(begin), Some(end)) = (usage_before, usage_begin, usage_end) {
+        let server = report.server.get_or_insert_default();
+        let cpu = end.cpu.saturating_sub(begin.cpu).as_secs_f64();
+        let each = if report.messages > 0 { report.messages } else { report.connections };
+        server.processes = end.processes;
+        server.cpu_seconds = cpu;
+        server.cpu_us_each = if each > 0 { cpu * 1e6 / each as f64 } else { 0.0 };
+        server.memory_octets = end.anonymous_octets as i64 - before.anonymous_octets as i64;
+        server.context_switches = end.context_switches.saturating_sub(begin.context_switches);
+    }
+    run.own_side(&mut report);
+    report.timeline = std::mem::take(&mut run.timeline);
     Ok(report)
 }
 
-fn interrupted(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+fn usage_of(pid: u32) -> Result<Usage, String> {
+    if std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        Ok(process::usage(pid))
+    } else {
+        Err(format!("--pid {pid}: no such process"))
+    }
 }
 
-impl Report {
-    pub fn is_clean(&self) -> bool {
-        self.errors.is_empty() && !self.cut_short
-    }
-
-    /// Server processor microseconds per connection, or per message where there are messages.
-    fn cpu_each(&self) -> Option<f64> {
-        let (before, after) = self.server?;
-        let each = if self.messages > 0 { self.messages } else { self.done };
-        Some((after.cpu - before.cpu).as_secs_f64() * 1e6 / each.max(1) as f64)
-    }
-
-    pub fn text(&self) -> String {
-        let seconds = self.elapsed.as_secs_f64();
-        let mut text =
-            format!("connections  {} in {seconds:.2} s, {:.0}/s\n", self.done, self.done as f64 / seconds.max(1e-9));
-        if self.messages > 0 {
-            text += &format!("messages     {}, {:.0}/s\n", self.messages, self.messages as f64 / seconds.max(1e-9));
+fn start(plan: &Plan, options: &Options) -> Result<(Vec<Loader>, Receiver<Told>), String> {
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().map_err(|error| error.to_string())?,
+    };
+    let (sender, ticks) = mpsc::channel();
+    let mut loaders = Vec::new();
+    for index in 0..plan.processes {
+        let told = |error: &dyn std::fmt::Display| format!("load process {index}: {error}");
+        let mut child = Command::new(&program)
+            .arg("__load-process")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| told(&error))?;
+        let mut stdin = child.stdin.take();
+        let mut line = serde_json::to_vec(&plan.share(index)).map_err(|error| told(&error))?;
+        line.push(b'\n');
+        if let Some(stdin) = &mut stdin {
+            stdin.write_all(&line).map_err(|error| told(&error))?;
         }
-        let at = |q| self.latency.value_at_quantile(q) as f64 / 1000.0;
-        text += &format!(
-            "latency ms   p50 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3}\n",
-            at(0.5),
-            at(0.99),
-            at(0.999),
-            at(1.0)
-        );
-        if let (Some(cpu), Some((before, after))) = (self.cpu_each(), self.server) {
-            let of = if self.messages > 0 { "messages" } else { "connections" };
-            text += &format!("server CPU   {cpu:.2} ms per 1,000 {of}, {} processes\n", after.processes);
-            let grown = after.anonymous_octets as f64 - before.anonymous_octets as f64;
-            text += &format!("server memory +{:.1} KiB", grown / 1024.0);
-            if self.held > 0 {
-                text += &format!(", {:.0} octets per held connection", grown / self.held as f64);
+        if let Some(stdout) = child.stdout.take() {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stdout).lines() {
+                    let Some(tick) = line.ok().and_then(|line| serde_json::from_str(&line).ok()) else { break };
+                    if sender.send((index as usize, Some(tick))).is_err() {
+                        return;
+                    }
+                }
+                let _ = sender.send((index as usize, None));
+            });
+        }
+        loaders.push(Loader {
+            child,
+            stdin,
+            last: Tick::default(),
+            heard: Instant::now(),
+            ended: false,
+            cpu: Duration::ZERO,
+            wall: Duration::ZERO,
+            delayed: Duration::ZERO,
+            busiest: 0.0,
+        });
+    }
+    Ok((loaders, ticks))
+}
+
+impl Run<'_> {
+    fn enter(&mut self, phase: Phase) {
+        (self.phase, self.phase_since) = (phase, Instant::now());
+    }
+
+    /// The mix begins.
+    fn go(&mut self, phase: Phase) {
+        for loader in &mut self.loaders {
+            // One that has died is found out when nothing is heard of it.
+            if let Some(stdin) = &mut loader.stdin {
+                let _ = stdin.write_all(b"go\n");
             }
-            text.push('\n');
+            loader.last.done = false;
         }
-        let own = self.own_cpu.as_secs_f64() / seconds.max(1e-9);
-        text += &format!("own CPU      {:.0} % of one processor\n", own * 100.0);
-        if own > 0.9 {
-            text += "warning: this program was short of processor time; latency and rate are its own limit\n";
-        }
-        for (what, times) in &self.errors {
-            text += &format!("error        {times} × {what}\n");
-        }
-        if self.cut_short {
-            text += "cut short by --time-max\n";
-        }
-        text
+        self.enter(phase);
     }
 
-    pub fn json(&self) -> serde_json::Value {
-        let at = |q| self.latency.value_at_quantile(q);
-        json!({
-            "version": 1,
-            "command": std::env::args().collect::<Vec<_>>(),
-            "connections": self.done,
-            "messages": self.messages,
-            "seconds": self.elapsed.as_secs_f64(),
-            "latency_us": { "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999), "max": at(1.0) },
-            "held": self.held,
-            "server": self.server.map(|(before, after)| json!({
-                "processes": after.processes,
-                "cpu_us_each": self.cpu_each(),
-                "memory_octets": after.anonymous_octets as i64 - before.anonymous_octets as i64,
-                "context_switches": after.context_switches - before.context_switches,
-            })),
-            "client": { "writes": self.writes, "octets_sent": self.octets_sent },
-            "tls": self.tls,
-            "own_cpu_seconds": self.own_cpu.as_secs_f64(),
-            "errors": self.errors,
-            "cut_short": self.cut_short,
-        })
+    /// Takes ticks until `is_over`, or for so long; true when it was over. A stop from outside ends it, too.
+    fn until(&mut self, most: Duration, report: &mut Report, is_over: impl Fn(&Self) -> bool) -> Result<bool, String> {
+        let end = Instant::now() + most.min(Duration::from_secs(1 << 30));
+        loop {
+            if is_over(self) {
+                return Ok(true);
+            }
+            if report.cut_short.is_some() || Instant::now() >= end {
+                return Ok(false);
+            }
+            if self.options.stop.load(Ordering::Relaxed) {
+                report.cut_short = Some("stopped by a signal; this is what was measured until then".to_owned());
+                return Ok(false);
+            }
+            let wait = end.saturating_duration_since(Instant::now()).min(Duration::from_millis(100));
+            self.take(wait)?;
+            if let Some(dead) =
+                self.loaders.iter().position(|loader| loader.heard.elapsed() > SILENCE_MAX && !loader.ended)
+            {
+                return Err(format!("load process {dead}: says nothing for {} s", SILENCE_MAX.as_secs()));
+            }
+        }
+    }
+
+    fn take(&mut self, wait: Duration) -> Result<(), String> {
+        match self.ticks.recv_timeout(wait) {
+            Ok((index, Some(tick))) => self.add(index, tick),
+            Ok((index, None)) => {
+                self.loaders[index].ended = true;
+                if !self.loaders[index].last.done {
+                    let status = self.loaders[index].child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+                    return Err(format!("load process {index}: ended early, {status}"));
+                }
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        if self.last_second.elapsed() >= Duration::from_secs(1) {
+            self.second_over();
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, index: usize, tick: Tick) {
+        self.sum.add(&tick);
+        self.second.add(&tick);
+        let loader = &mut self.loaders[index];
+        if self.phase == Phase::Measured {
+            let micros = Duration::from_micros;
+            loader.cpu += micros(tick.cpu_us);
+            loader.wall += micros(tick.wall_us);
+            loader.delayed += micros(tick.delayed_us);
+        }
+        loader.heard = Instant::now();
+        // The lists are added up; only the state is asked for.
+        loader.last = Tick { scenarios: Vec::new(), troubles: Vec::new(), late: Vec::new(), ..tick };
+    }
+
+    /// A line of the timeline, and of the live view.
+    fn second_over(&mut self) {
+        let seconds = self.last_second.elapsed().as_secs_f64();
+        self.last_second = Instant::now();
+        let usage = self.options.pid.map(process::usage);
+        let second = std::mem::replace(&mut self.second, Sum::new(self.plan.scenarios.len()));
+        let is_idle: Vec<bool> = self.plan.scenarios.iter().map(|s| s.kind == Kind::Idle).collect();
+        let sessions = if self.plan.has_mix() && self.phase != Phase::Gathering {
+            second.sessions(&is_idle)
+        } else {
+            second.sessions(&vec![false; is_idle.len()])
+        };
+        let phase = match self.phase {
+            Phase::Gathering => "gathering",
+            Phase::WarmUp => "warm-up",
+            Phase::Measured => "measured",
+        };
+        let at = |q| if sessions.is_empty() { 0 } else { sessions.value_at_quantile(q) };
+        let moment = Moment {
+            seconds: self.started.elapsed().as_secs_f64(),
+            phase: phase.to_owned(),
+            sessions: sessions.len() as f64 / seconds,
+            messages: second.count(|counts| counts.messages) as f64 / seconds,
+            errors: second.trouble_count() as f64 / seconds,
+            p50: at(0.5),
+            p99: at(0.99),
+            held: self.loaders.iter().map(|loader| loader.last.held).sum(),
+            active: self.loaders.iter().map(|loader| loader.last.active).sum(),
+            server_cpu: usage
+                .zip(self.last_usage)
+                .map(|(now, before)| now.cpu.saturating_sub(before.cpu).as_secs_f64() / seconds),
+            server_memory: usage.map(|usage| usage.anonymous_octets),
+        };
+        self.last_usage = usage;
+        let (part, left) = self.progress();
+        self.live.show(&moment, self.sum.trouble_count(), part, left);
+        self.timeline.push(moment);
+    }
+
+    /// How much of the phase is over, and seconds that are left of it, as far as one can tell.
+    fn progress(&self) -> (f64, Option<f64>) {
+        let seconds = self.phase_since.elapsed().as_secs_f64();
+        let of_time = |whole: f64| ((seconds / whole.max(1e-9)).min(1.0), Some((whole - seconds).max(0.0)));
+        let of_count = |done: u64, whole: u64| {
+            let part = done as f64 / whole.max(1) as f64;
+            (part.min(1.0), (part > 0.01).then(|| (seconds / part - seconds).max(0.0)))
+        };
+        match self.phase {
+            Phase::Gathering => {
+                of_count(self.loaders.iter().map(|loader| loader.last.held).sum(), self.plan.crowd().max(1))
+            }
+            Phase::WarmUp => of_time(self.plan.warm_up),
+            Phase::Measured if !self.plan.has_mix() => of_time(self.plan.hold),
+            Phase::Measured => match (self.plan.count, self.plan.duration) {
+                (Some(count), _) => {
+                    of_count(self.sum.count(|counts| counts.done + counts.failed), count + self.plan.crowd())
+                }
+                (None, Some(duration)) => of_time(duration),
+                (None, None) => (0.0, None),
+            },
+        }
+    }
+
+    /// Tells the load processes to stop and takes what they still say.
+    fn finish(&mut self) {
+        self.loaders.iter_mut().for_each(|loader| loader.stdin = None);
+        let until = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < until && self.loaders.iter().any(|loader| !loader.ended) {
+            match self.ticks.recv_timeout(Duration::from_millis(100)) {
+                Ok((index, Some(tick))) => self.add(index, tick),
+                Ok((index, None)) => self.loaders[index].ended = true,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// What we did, and whether it can be believed.
+    fn own_side(&mut self, report: &mut Report) {
+        let client = &mut report.client;
+        client.processes = self.plan.processes;
+        client.cpu_seconds = self.loaders.iter().map(|loader| loader.cpu.as_secs_f64()).sum();
+        let share = |part: Duration, whole: Duration| part.as_secs_f64() / whole.as_secs_f64().max(1e-9);
+        for loader in &mut self.loaders {
+            loader.busiest = share(loader.cpu, loader.wall);
+        }
+        client.cpu_share_max = self.loaders.iter().map(|loader| loader.busiest).fold(0.0, f64::max);
+        let wall: Duration = self.loaders.iter().map(|loader| loader.wall).sum();
+        client.delayed_share = share(self.loaders.iter().map(|loader| loader.delayed).sum(), wall);
+        let warnings = &mut report.warnings;
+        if client.cpu_share_max > BUSY_MAX {
+            warnings.push(format!(
+                "a load process used {:.0} % of its processor: rate and latency are its own limit (use more --processes, \
+                 or less load)",
+                client.cpu_share_max * 100.0
+            ));
+        }
+        if client.delayed_share > DELAYED_MAX {
+            warnings.push(format!(
+                "load processes waited for a processor {:.0} % of the time: others on this machine, perhaps the server \
+                 itself, are in the latencies",
+                client.delayed_share * 100.0
+            ));
+        }
+        if self.plan.rate.is_some() {
+            let (late, p99) = (client.late_us.p99, report.latency_us.p99);
+            if late as f64 > LATE_MAX * p99 as f64 && late > 1000 {
+                warnings.push(format!(
+                    "sessions began up to {:.1} ms (p99) after their intended start: at the limit of --concurrency, or this \
+                     program was too slow",
+                    late as f64 / 1000.0
+                ));
+            }
+            let wanted = self.plan.rate.unwrap_or_default() * report.seconds;
+            let begun = report.connections + report.failed;
+            if self.plan.count.is_none() && (begun as f64) < 0.95 * wanted {
+                warnings.push(format!("only {begun} sessions of {wanted:.0} were begun: the rate was not reached"));
+            }
+        }
+        if report.latency_us == Default::default() && self.plan.has_mix() {
+            warnings.push("no session ended as it should: there is nothing to be measured".to_owned());
+        } else if report.failed > 0 {
+            warnings.push("sessions failed: latencies are those of the others".to_owned());
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use portreeve_load::machine::{self, Machine};
 use portreeve_load::process;
 use rustix::process::{Pid, Signal};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -146,7 +147,18 @@ const COMPARED: [Compared; 4] = [
         bar: 2.0,
         count: 3_000,
         tls: false,
-        scenario: &["--scenario", "submit", "--per-connection", "10", "--size", "4096", "--to", "bob@bench.test"],
+        scenario: &[
+            "--scenario",
+            "submit",
+            "--pipelining",
+            "stream",
+            "--per-connection",
+            "10",
+            "--size",
+            "4096",
+            "--to",
+            "bob@bench.test",
+        ],
         login: false,
     },
 ];
@@ -617,10 +629,10 @@ fn spread(values: &[f64]) -> (f64, f64) {
 
 /// Writes both files and prints the table.
 fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> Result<(), String> {
-    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let date = date(seconds / 86_400);
+    let seconds = machine::unix_seconds();
+    let date = machine::date(seconds);
     let command = std::env::args().collect::<Vec<_>>().join(" ");
-    let machine = machine();
+    let machine = Machine::this();
     let mut text = format!(
         "# Ratios against the canned-reply baseline\n\n\
          - date: {date}\n- command: `{command}`\n- machine: {}, {} cores, kernel {}\n- load average at the end: {}\n\
@@ -628,10 +640,10 @@ fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> 
          Server CPU is the processor time of all processes of the server, per connection (per message for mail); the\n\
          ratio is the median of {} pairs run in turn (smallest…largest). Servers on core {}, load on core {}.\n\n\
          | work | bar | measured | | baseline | Portreeve | in | note |\n|---|---|---|---|---|---|---|---|\n",
-        machine["cpu"].as_str().unwrap_or("?"),
-        machine["cores"],
-        machine["kernel"].as_str().unwrap_or("?"),
-        machine["load"].as_str().unwrap_or("?"),
+        machine.cpu,
+        machine.cores,
+        machine.kernel,
+        machine.load,
         bench.build.trim().replace('\n', "; "),
         args.pairs,
         args.server_core,
@@ -668,56 +680,12 @@ fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> 
     Ok(())
 }
 
-fn machine() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        Some(line.split(':').nth(1)?.trim().to_owned())
-    };
-    let cores = read("/proc/cpuinfo").lines().filter(|line| line.starts_with("processor")).count();
-    json!({
-        "cpu": field(&read("/proc/cpuinfo"), "model name"),
-        "cores": cores,
-        "memory": field(&read("/proc/meminfo"), "MemTotal"),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "load": read("/proc/loadavg").trim(),
-    })
-}
-
-/// `2026-08-01` of a day since 1970 (Gregorian, UTC).
-fn date(days: u64) -> String {
-    let mut left = days;
-    let mut year = 1970;
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    loop {
-        let length = if leap(year) { 366 } else { 365 };
-        if left < length {
-            break;
-        }
-        left -= length;
-        year += 1;
-    }
-    let february = if leap(year) { 29 } else { 28 };
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    format!("{year}-{month:02}-{:02}", left + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn dates_and_medians() {
-        for (days, expect) in [(0, "1970-01-01"), (59, "1970-03-01"), (11_016, "2000-02-29"), (20_818, "2026-12-31")] {
-            assert_eq!(date(days), expect);
-        }
+    fn medians_and_spreads() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(spread(&[2.0, 1.0, 3.0]), (1.0, 3.0));

@@ -1,0 +1,550 @@
+//! What a run does: from flags or from a TOML file, checked, and handed to the processes that do it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sizes::Sizes;
+
+/// A run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plan {
+    /// Host and port of the server, where a scenario names none.
+    pub target: String,
+    /// Load processes.
+    pub processes: u32,
+    /// Open loop: sessions that begin per second, whatever the server does.
+    pub rate: Option<f64>,
+    /// How they follow each other.
+    pub arrivals: Arrivals,
+    /// Sessions at a time: as many as there are in a closed loop, at most in an open one.
+    pub concurrency: usize,
+    /// Sessions in all.
+    pub count: Option<u64>,
+    /// Seconds after the warm-up.
+    pub duration: Option<f64>,
+    /// Seconds before anything is counted.
+    pub warm_up: f64,
+    /// The run ends after so many seconds at the latest.
+    pub time_max: f64,
+    /// Seconds that a server may leave us without octets.
+    pub patience: f64,
+    /// Seconds that a run of idle sessions alone holds them.
+    pub hold: f64,
+    /// Idle sessions that are begun per second at most.
+    pub gather_rate: f64,
+    /// NOOPs per second, to idle sessions picked at random.
+    pub noop_rate: f64,
+    /// Source addresses from 127.0.1.1 on, in turn.
+    pub sources: u32,
+    /// Source addresses, in turn.
+    pub source_addresses: Vec<IpAddr>,
+    /// The same seed gives the same sequence of scenarios, sizes and arrivals.
+    pub seed: u64,
+    /// What sessions do.
+    #[serde(rename = "scenario")]
+    pub scenarios: Vec<Scenario>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            target: String::new(),
+            processes: 1,
+            rate: None,
+            arrivals: Arrivals::Even,
+            concurrency: 16,
+            count: None,
+            duration: None,
+            warm_up: 0.0,
+            time_max: 300.0,
+            patience: 30.0,
+            hold: 5.0,
+            gather_rate: 20_000.0,
+            noop_rate: 0.0,
+            sources: 0,
+            source_addresses: Vec::new(),
+            seed: 1,
+            scenarios: Vec::new(),
+        }
+    }
+}
+
+/// Sessions of a run that is told neither a number nor a duration.
+const COUNT_DEFAULT: u64 = 10_000;
+/// Most idle sessions of one process: descriptors are usually 20,000 or fewer.
+const PROCESSES_MAX: u32 = 256;
+
+/// How arrivals of an open loop follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arrivals {
+    /// At equal distances.
+    Even,
+    /// At random, as many independent clients would.
+    Poisson,
+}
+
+/// What a session is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Connect, read the greeting, close.
+    Connect,
+    /// EHLO, AUTH, QUIT.
+    Login,
+    /// A login that must be refused with 535.
+    WrongPassword,
+    /// Messages.
+    Submit,
+    /// Messages at a few octets per second.
+    Slow,
+    /// Says nothing until the server or `hold` ends it.
+    HalfOpen,
+    /// What no client should do; the server may answer or close, but must not stall or lie.
+    Rude,
+    /// EHLO, then nothing until the run ends.
+    Idle,
+}
+
+impl Kind {
+    /// With the names of the command line.
+    pub const ALL: [(&'static str, Self); 8] = [
+        ("connect", Self::Connect),
+        ("login", Self::Login),
+        ("wrong-password", Self::WrongPassword),
+        ("submit", Self::Submit),
+        ("slow", Self::Slow),
+        ("half-open", Self::HalfOpen),
+        ("rude", Self::Rude),
+        ("idle", Self::Idle),
+    ];
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+
+    /// Whether it sends mail.
+    pub fn sends_mail(self) -> bool {
+        matches!(self, Self::Submit | Self::Slow)
+    }
+}
+
+/// How TLS comes about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tls {
+    /// Not at all.
+    #[default]
+    None,
+    /// STARTTLS after the first EHLO.
+    Starttls,
+    /// Before the greeting.
+    Implicit,
+}
+
+/// How messages of one connection follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pipelining {
+    /// One command, one reply.
+    Never,
+    /// Groups where PIPELINING is offered, as ordinary clients do.
+    #[default]
+    Groups,
+    /// The end of a message travels with the beginning of the next, whatever is offered.
+    Stream,
+}
+
+/// A kind of session with what it needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// What it is called in the result.
+    #[serde(default)]
+    pub name: String,
+    /// What it is about.
+    pub kind: Kind,
+    /// Its share of the sessions.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Sessions in all; for `idle` only.
+    #[serde(default)]
+    pub count: u64,
+    /// Host and port of the server.
+    #[serde(default)]
+    pub target: Option<String>,
+    /// How TLS comes about.
+    #[serde(default)]
+    pub tls: Tls,
+    /// "1.2" or "1.3" only.
+    #[serde(default)]
+    pub tls_version: Option<String>,
+    /// Share of handshakes that may resume.
+    #[serde(default)]
+    pub resume: f64,
+    /// Name that TLS asks for.
+    #[serde(default)]
+    pub sni: Option<String>,
+    /// PEM.
+    #[serde(default)]
+    pub client_cert: Option<PathBuf>,
+    /// PEM.
+    #[serde(default)]
+    pub client_key: Option<PathBuf>,
+    /// LHLO, and a reply per recipient.
+    #[serde(default)]
+    pub lmtp: bool,
+    /// SASL mechanism; the strongest that is offered otherwise.
+    #[serde(default)]
+    pub mechanism: Option<String>,
+    /// User; `{n}` becomes a number below `users`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// How many users there are.
+    #[serde(default = "one_user")]
+    pub users: u32,
+    /// Password or token. In a file of its own it does not end in somebody's shell history.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub password: String,
+    /// Its first line is the password.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// Envelope sender; the user otherwise.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// Envelope recipient; `{n}` becomes the number of the recipient.
+    #[serde(default = "somebody")]
+    pub to: String,
+    /// Recipients of each message.
+    #[serde(default = "one_user")]
+    pub recipients: u32,
+    /// Octets of a message: `4096`, `1k-64k`, `2k:70,20k:25,1m-2m:5`.
+    #[serde(default)]
+    pub size: Sizes,
+    /// Messages on one connection.
+    #[serde(default = "one_user")]
+    pub per_connection: u32,
+    /// How messages follow each other.
+    #[serde(default)]
+    pub pipelining: Pipelining,
+    /// BDAT instead of DATA, where it is offered.
+    #[serde(default)]
+    pub bdat: bool,
+    /// 8-bit content, BODY=8BITMIME.
+    #[serde(default)]
+    pub eight_bit: bool,
+    /// An address beyond ASCII, SMTPUTF8.
+    #[serde(default)]
+    pub smtputf8: bool,
+    /// Octets that are sent per second at most; 0: as many as go. `slow` has 100 unless told otherwise.
+    #[serde(default)]
+    pub octets_per_second: u32,
+    /// Seconds that `half-open` waits.
+    #[serde(default = "five")]
+    pub hold: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn one_user() -> u32 {
+    1
+}
+fn five() -> f64 {
+    5.0
+}
+fn somebody() -> String {
+    "bob@demo.test".to_owned()
+}
+
+impl Scenario {
+    /// With defaults.
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            name: kind.name().to_owned(),
+            kind,
+            weight: 1.0,
+            count: 0,
+            target: None,
+            tls: Tls::None,
+            tls_version: None,
+            resume: 0.0,
+            sni: None,
+            client_cert: None,
+            client_key: None,
+            lmtp: false,
+            mechanism: None,
+            user: None,
+            users: 1,
+            password: String::new(),
+            password_file: None,
+            from: None,
+            to: somebody(),
+            recipients: 1,
+            size: Sizes::default(),
+            per_connection: 1,
+            pipelining: Pipelining::Groups,
+            bdat: false,
+            eight_bit: false,
+            smtputf8: false,
+            octets_per_second: 0,
+            hold: 5.0,
+        }
+    }
+
+    /// Where to, once the plan is [checked](Plan::check).
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.target.as_ref()?.parse().ok()
+    }
+}
+
+/// What permits other targets than loopback.
+#[derive(Clone, Debug, Default)]
+pub struct Permission {
+    /// A flag was given.
+    pub remote: bool,
+    /// A file that names the hosts, one per line.
+    pub file: Option<PathBuf>,
+}
+
+impl Plan {
+    /// Reads a TOML file; relative paths in it start at its folder.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut plan: Self = toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for scenario in &mut plan.scenarios {
+            let files = [&mut scenario.password_file, &mut scenario.client_cert, &mut scenario.client_key];
+            for file in files.into_iter().flatten() {
+                *file = folder.join(&*file);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Fills in what is derived, and refuses what cannot work or may not be done.
+    pub fn check(&mut self, permission: &Permission) -> Result<(), String> {
+        if self.scenarios.is_empty() {
+            return Err("nothing to do: --scenario KIND, or [[scenario]] in the file".to_owned());
+        }
+        if self.processes == 0 || self.processes > PROCESSES_MAX {
+            return Err(format!("processes: {} is not between 1 and {PROCESSES_MAX}", self.processes));
+        }
+        let positive = [("time_max", self.time_max), ("patience", self.patience), ("gather_rate", self.gather_rate)];
+        for (name, value) in positive.into_iter().chain(self.rate.map(|rate| ("rate", rate))) {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("{name}: {value} is not positive"));
+            }
+        }
+        for (name, value) in [
+            ("warm_up", self.warm_up),
+            ("hold", self.hold),
+            ("noop_rate", self.noop_rate),
+            ("duration", self.duration.unwrap_or_default()),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(format!("{name}: {value} is negative"));
+            }
+        }
+        if self.concurrency == 0 {
+            return Err("concurrency: 0 sessions at a time do nothing".to_owned());
+        }
+        self.source_addresses
+            .extend((0..self.sources).map(|n| IpAddr::from(Ipv4Addr::from_bits(0x7f00_0101_u32.wrapping_add(n)))));
+        self.sources = 0;
+        let mut names = BTreeSet::new();
+        for index in 0..self.scenarios.len() {
+            let target = self.scenarios[index].target.clone().unwrap_or_else(|| self.target.clone());
+            let address = resolve(&target, permission)?;
+            let scenario = &mut self.scenarios[index];
+            scenario.target = Some(address.to_string());
+            if scenario.name.is_empty() {
+                scenario.name = scenario.kind.name().to_owned();
+            }
+            while !names.insert(scenario.name.clone()) {
+                scenario.name.push('\'');
+            }
+            let name = scenario.name.clone();
+            let wrong = |what: &str| Err(format!("scenario {name:?}: {what}"));
+            if let Some(path) = &scenario.password_file {
+                let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+                scenario.password = text.lines().next().unwrap_or_default().to_owned();
+            }
+            let needs_login = matches!(scenario.kind, Kind::Login | Kind::WrongPassword);
+            let external = scenario.mechanism.as_deref() == Some("EXTERNAL");
+            if needs_login && scenario.user.is_none() {
+                return wrong("needs a user (--user, and --password-file)");
+            }
+            if scenario.user.is_some() && scenario.password.is_empty() && !external {
+                return wrong("has a user and no password (--password-file)");
+            }
+            if !(scenario.weight.is_finite() && scenario.weight >= 0.0) {
+                return wrong("weight is negative");
+            }
+            if !(0.0..=1.0).contains(&scenario.resume) {
+                return wrong("resume is a share between 0 and 1");
+            }
+            if scenario.users == 0 || scenario.recipients == 0 || scenario.per_connection == 0 {
+                return wrong("users, recipients and per_connection are at least 1");
+            }
+            if scenario.count > 0 && scenario.kind != Kind::Idle {
+                return wrong("count is for idle; the others have weights");
+            }
+            if scenario.kind == Kind::Slow && scenario.octets_per_second == 0 {
+                scenario.octets_per_second = 100;
+            }
+            if scenario.pipelining == Pipelining::Stream && (scenario.bdat || scenario.lmtp || scenario.smtputf8) {
+                return wrong("pipelining = \"stream\" goes with neither bdat, lmtp nor smtputf8");
+            }
+        }
+        if self.has_mix() && self.mix_weight() <= 0.0 {
+            return Err("all scenarios have weight 0".to_owned());
+        }
+        if self.count.is_none() && self.duration.is_none() {
+            self.count = Some(COUNT_DEFAULT);
+        }
+        Ok(())
+    }
+
+    /// Whether there is more than idle sessions.
+    pub fn has_mix(&self) -> bool {
+        self.scenarios.iter().any(|scenario| scenario.kind != Kind::Idle)
+    }
+
+    /// Sum of the weights.
+    pub fn mix_weight(&self) -> f64 {
+        self.scenarios.iter().filter(|scenario| scenario.kind != Kind::Idle).map(|scenario| scenario.weight).sum()
+    }
+
+    /// Idle sessions.
+    pub fn crowd(&self) -> u64 {
+        self.scenarios.iter().map(|scenario| scenario.count).sum()
+    }
+
+    /// What process `index` does of it.
+    pub fn share(&self, index: u32) -> Self {
+        let (index, of) = (u64::from(index), u64::from(self.processes));
+        let part = |whole: u64| whole / of + u64::from(index < whole % of);
+        let mut share = self.clone();
+        share.count = self.count.map(part);
+        share.rate = self.rate.map(|rate| rate / of as f64);
+        share.gather_rate = self.gather_rate / of as f64;
+        share.noop_rate = self.noop_rate / of as f64;
+        share.concurrency = part(self.concurrency as u64).max(1) as usize;
+        share.seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index);
+        for scenario in &mut share.scenarios {
+            scenario.count = part(scenario.count);
+        }
+        // A process of its own range of source addresses never fights with another for a port.
+        if self.source_addresses.len() as u64 >= of {
+            share.source_addresses =
+                self.source_addresses.iter().skip(index as usize).step_by(of as usize).copied().collect();
+        }
+        share
+    }
+
+    /// Without secrets, for the result.
+    pub fn public(&self) -> Self {
+        let mut public = self.clone();
+        public.scenarios.iter_mut().for_each(|scenario| scenario.password.clear());
+        public
+    }
+}
+
+/// The address of a target that may be loaded.
+fn resolve(target: &str, permission: &Permission) -> Result<SocketAddr, String> {
+    if target.is_empty() {
+        return Err("no target: --target HOST:PORT".to_owned());
+    }
+    let addresses: Vec<SocketAddr> =
+        target.to_socket_addrs().map_err(|error| format!("{target}: {error}; a target is HOST:PORT"))?.collect();
+    let Some(first) = addresses.first() else { return Err(format!("{target}: has no address")) };
+    if addresses.iter().all(|address| address.ip().is_loopback()) {
+        return Ok(*first);
+    }
+    let host = target.rsplit_once(':').map_or(target, |(host, _)| host).trim_matches(['[', ']']);
+    let how = format!(
+        "{host}: not this machine. A load test of somebody's server needs their word; with it, say so twice: \
+         --remote, and --permitted FILE with the line {host}"
+    );
+    let (true, Some(file)) = (permission.remote, &permission.file) else { return Err(how) };
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    if text.lines().any(|line| line.trim().eq_ignore_ascii_case(host)) {
+        Ok(*first)
+    } else {
+        Err(format!("{}: does not name {host}. {how}", file.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Result<Plan, String> {
+        let mut plan: Plan = toml::from_str(text).map_err(|error| error.to_string())?;
+        plan.check(&Permission::default()).map(|()| plan)
+    }
+
+    #[test]
+    fn files_are_checked() {
+        let good = plan(
+            "target = \"127.0.0.1:25\"\nrate = 10\n[[scenario]]\nkind = \"submit\"\nsize = \"1k-2k\"\n\
+             [[scenario]]\nkind = \"slow\"\ntarget = \"[::1]:26\"\n[[scenario]]\nkind = \"idle\"\ncount = 10",
+        );
+        let good = good.unwrap();
+        assert_eq!(good.scenarios[1].address().unwrap().port(), 26);
+        assert_eq!(good.scenarios[1].octets_per_second, 100);
+        assert_eq!((good.crowd(), good.count), (10, Some(COUNT_DEFAULT)));
+        let head = "target = \"127.0.0.1:25\"\n";
+        for (text, expect) in [
+            (format!("{head}[[scenario]]\nkind = \"login\""), "needs a user"),
+            (format!("{head}[[scenario]]\nkind = \"login\"\nuser = \"a\""), "no password"),
+            (format!("{head}[[scenario]]\nkind = \"idle\"\nwieght = 3"), "wieght"),
+            (format!("{head}rate = 0\n[[scenario]]\nkind = \"connect\""), "rate: 0"),
+            (format!("{head}[[scenario]]\nkind = \"connect\"\nweight = 0"), "weight 0"),
+            (format!("{head}[[scenario]]\nkind = \"submit\"\nsize = \"9z\""), "9z"),
+            ("[[scenario]]\nkind = \"connect\"".to_owned(), "no target"),
+            (head.to_owned(), "nothing to do"),
+        ] {
+            let error = plan(&text).unwrap_err();
+            assert!(error.contains(expect), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn others_are_loaded_only_when_told_twice() {
+        let dir = std::env::temp_dir().join(format!("portreeve-load-permitted-{}", std::process::id()));
+        std::fs::write(&dir, "# ours\n192.0.2.7\n").unwrap();
+        let file = Some(dir.clone());
+        for (target, remote, file, expect) in [
+            ("192.0.2.7:25", false, None, "say so twice"),
+            ("192.0.2.7:25", true, None, "say so twice"),
+            ("192.0.2.7:25", false, file.clone(), "say so twice"),
+            ("192.0.2.8:25", true, file.clone(), "does not name 192.0.2.8"),
+            ("192.0.2.7:25", true, file, ""),
+            ("127.0.0.1:25", false, None, ""),
+        ] {
+            let outcome = resolve(target, &Permission { remote, file });
+            assert_eq!(outcome.as_ref().err().is_some_and(|error| error.contains(expect)), !expect.is_empty());
+            assert_eq!(outcome.is_ok(), expect.is_empty(), "{target}: {outcome:?}");
+        }
+        std::fs::remove_file(dir).unwrap();
+    }
+
+    #[test]
+    fn shares_add_up() {
+        let mut whole = plan("target = \"127.0.0.1:25\"\nprocesses = 3\ncount = 10\nsources = 6\n[[scenario]]\nkind = \"idle\"\ncount = 8").unwrap();
+        whole.rate = Some(9.0);
+        let shares: Vec<Plan> = (0..3).map(|index| whole.share(index)).collect();
+        assert_eq!(shares.iter().map(|share| share.count.unwrap()).sum::<u64>(), 10);
+        assert_eq!(shares.iter().map(Plan::crowd).sum::<u64>(), 8);
+        assert!((shares.iter().map(|share| share.rate.unwrap()).sum::<f64>() - 9.0).abs() < 1e-9);
+        let sources: BTreeSet<IpAddr> = shares.iter().flat_map(|share| share.source_addresses.clone()).collect();
+        assert_eq!(sources.len(), 6);
+    }
+}

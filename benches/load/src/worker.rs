@@ -1,0 +1,853 @@
+//! A load process: one event loop with many sessions, told by its parent what to do and when to stop.
+//!
+//! ```text
+//! stdin   plan as one JSON line, then "go" when all processes have their idle sessions; its end means: stop
+//! stdout  a Tick as one JSON line per interval, the last one with `done`
+//! ```
+//!
+//! In an open loop every session has an intended start, which does not wait for the server: latency counts
+//! from there, so a server that stalls cannot make its own measurement pause (no coordinated omission).
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use serde::{Deserialize, Serialize};
+
+use crate::dialogue::{Dialogue, Measure, Notes, Spec, Then, Trouble};
+use crate::plan::{Arrivals, Kind, Plan, Tls};
+use crate::process;
+use crate::sizes::Random;
+use crate::transport::{TlsConfig, Transport};
+
+/// What happened in one interval.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tick {
+    /// Microseconds since the process began.
+    pub at_us: u64,
+    /// Since "go"; 0 before.
+    pub running_us: u64,
+    /// The interval's sessions began in the warm-up.
+    pub warm: bool,
+    /// All idle sessions are there (or failed).
+    pub gathered: bool,
+    /// Nothing more will begin, and everything that began has ended.
+    pub done: bool,
+    /// Idle sessions that are held now.
+    pub held: u64,
+    /// Sessions in progress now.
+    pub active: u64,
+    /// Own processor time of the interval, microseconds.
+    pub cpu_us: u64,
+    /// What the interval took, microseconds.
+    pub wall_us: u64,
+    /// How long we could have run and another had the processor, microseconds.
+    pub delayed_us: u64,
+    /// How late sessions were begun, microseconds.
+    pub late: Pairs,
+    /// One of each scenario.
+    pub scenarios: Vec<Counts>,
+    /// By stage and code.
+    pub troubles: Vec<Troubles>,
+    /// TLS version, suite and key exchange, with their number.
+    pub tls: BTreeMap<String, u64>,
+}
+
+/// Values and how often they came: a histogram on its way.
+pub type Pairs = Vec<(u64, u64)>;
+
+/// What sessions of one scenario did.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Begun.
+    pub begun: u64,
+    /// Ended as they should.
+    pub done: u64,
+    /// Ended otherwise.
+    pub failed: u64,
+    /// Messages that the server took.
+    pub messages: u64,
+    /// Their octets.
+    pub message_octets: u64,
+    /// Handshakes that were resumed.
+    pub resumed: u64,
+    /// Writes to sockets, by sessions that ended as they should.
+    pub writes: u64,
+    /// Octets of those.
+    pub octets_sent: u64,
+    /// Whole sessions, from their intended start.
+    pub session: Pairs,
+    /// See [`Measure`].
+    pub greeting: Pairs,
+    /// See [`Measure`].
+    pub login: Pairs,
+    /// See [`Measure`].
+    pub message: Pairs,
+    /// See [`Measure`].
+    pub noop: Pairs,
+}
+
+/// A kind of trouble and how often it came.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Troubles {
+    /// Which scenario.
+    pub scenario: String,
+    /// How far it had come.
+    pub stage: String,
+    /// A reply code, or what happened instead.
+    pub code: String,
+    /// The words of the first of them.
+    pub text: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// Microseconds that fit a histogram: an hour.
+const MICROS_MAX: u64 = 3_600_000_000;
+/// An empty histogram of the precision that is used everywhere.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("bounds that fit")
+}
+
+const TICK: Duration = Duration::from_millis(250);
+/// Sockets that are opened in one turn: the loop must go on hearing.
+const OPEN_MAX: usize = 256;
+/// How often slow clients send.
+const PACE: Duration = Duration::from_millis(100);
+/// What a stopped run gives to sessions in progress.
+const GRACE: Duration = Duration::from_millis(500);
+/// Kinds of trouble that are told apart.
+const TROUBLES_MAX: usize = 200;
+
+const STDIN: Token = Token(usize::MAX);
+const TIMER: Token = Token(usize::MAX - 1);
+
+struct Session {
+    transport: Transport,
+    dialogue: Dialogue,
+    received: Vec<u8>,
+    scenario: u16,
+    intended: Instant,
+    /// When octets last came or went.
+    moved: Instant,
+    warm: bool,
+    spoiled: bool,
+    secured: bool,
+    held: bool,
+    more: bool,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Alarm {
+    /// A slow client may send again.
+    Pace,
+    /// A half-open client goes.
+    Leave,
+}
+
+/// The process.
+pub fn main() -> Result<(), String> {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).map_err(|error| format!("stdin: {error}"))?;
+    let plan: Plan = serde_json::from_str(&line).map_err(|error| format!("plan: {error}"))?;
+    Worker::new(plan)?.run()
+}
+
+struct Worker {
+    plan: Plan,
+    poll: Poll,
+    timer: rustix::fd::OwnedFd,
+    /// When the timer goes off.
+    set: Option<Instant>,
+    specs: Vec<Arc<Spec>>,
+    tls: Vec<TlsConfig>,
+    slots: Vec<Option<Box<Session>>>,
+    generations: Vec<u32>,
+    free: Vec<usize>,
+    alarms: BinaryHeap<(std::cmp::Reverse<Instant>, Alarm, usize, u32)>,
+    random: Random,
+    buffer: Vec<u8>,
+    out: Vec<u8>,
+    /// Since the process began; the beginning of the mix.
+    start: Instant,
+    go: Option<Instant>,
+    stop: Option<Instant>,
+    /// Idle sessions that are still to be begun, per scenario; slots of those that are held.
+    to_gather: Vec<u64>,
+    gathered: u64,
+    crowd_lost: u64,
+    held: Vec<usize>,
+    /// Sessions of the mix that were begun, and that are in progress.
+    begun: u64,
+    active: usize,
+    /// Intended start of the next session in an open loop.
+    next: Instant,
+    next_noop: Instant,
+    interval: Interval,
+}
+
+/// Counts since the last tick.
+struct Interval {
+    since: Instant,
+    counts: Vec<Counts>,
+    histograms: Vec<[Option<Histogram<u64>>; 5]>,
+    late: Histogram<u64>,
+    troubles: BTreeMap<(u16, String, String), (String, u64)>,
+    tls: BTreeMap<String, u64>,
+    cpu: Duration,
+    delayed: Duration,
+}
+
+impl Worker {
+    fn new(plan: Plan) -> Result<Self, String> {
+        let told = |error: io::Error| error.to_string();
+        let poll = Poll::new().map_err(told)?;
+        let stdin = io::stdin();
+        rustix::io::ioctl_fionbio(&stdin, true).map_err(|error| format!("stdin: {error}"))?;
+        poll.registry().register(&mut SourceFd(&stdin.as_raw_fd()), STDIN, Interest::READABLE).map_err(told)?;
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)
+            .map_err(|error| format!("timerfd: {error}"))?;
+        poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE).map_err(told)?;
+        let named = |name: &str, error: String| format!("scenario {name:?}: {error}");
+        let mut specs = Vec::new();
+        let mut tls = Vec::new();
+        for scenario in &plan.scenarios {
+            specs.push(Arc::new(Spec::new(scenario).map_err(|error| named(&scenario.name, error))?));
+            tls.push(TlsConfig::new(scenario).map_err(|error| named(&scenario.name, error))?);
+        }
+        let start = Instant::now();
+        let own = process::own();
+        let interval = Interval {
+            since: start,
+            counts: vec![Counts::default(); plan.scenarios.len()],
+            histograms: plan.scenarios.iter().map(|_| Default::default()).collect(),
+            late: histogram(),
+            troubles: BTreeMap::new(),
+            tls: BTreeMap::new(),
+            cpu: own.0,
+            delayed: own.1,
+        };
+        Ok(Self {
+            poll,
+            timer,
+            set: None,
+            specs,
+            tls,
+            slots: Vec::new(),
+            generations: Vec::new(),
+            free: Vec::new(),
+            alarms: BinaryHeap::new(),
+            random: Random(plan.seed),
+            buffer: vec![0; 64 * 1024],
+            out: Vec::new(),
+            start,
+            go: None,
+            stop: None,
+            to_gather: plan.scenarios.iter().map(|scenario| scenario.count).collect(),
+            gathered: 0,
+            crowd_lost: 0,
+            held: Vec::new(),
+            begun: 0,
+            active: 0,
+            next: start,
+            next_noop: start,
+            interval,
+            plan,
+        })
+    }
+
+    fn run(mut self) -> Result<(), String> {
+        let told = |error: io::Error| error.to_string();
+        let mut events = Events::with_capacity(1024);
+        let mut next_tick = self.start + TICK;
+        let mut swept = self.start;
+        let end = self.start + Duration::from_secs_f64(self.plan.time_max + self.plan.patience);
+        loop {
+            let now = Instant::now();
+            self.gather(now);
+            self.begin(now);
+            self.ring(now);
+            let mut until = next_tick;
+            if let Some(due) = self.due() {
+                until = until.min(due);
+            }
+            self.set_timer(until)?;
+            match self.poll.poll(&mut events, Some(TICK)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(told(error)),
+                _ => {}
+            }
+            for event in &events {
+                match event.token() {
+                    STDIN => self.hear_parent(),
+                    TIMER => {
+                        // Its count is of no use; reading it makes it quiet.
+                        let _ = rustix::io::read(&self.timer, &mut [0_u8; 8]);
+                        self.set = None;
+                    }
+                    Token(slot) => self.turn(slot),
+                }
+            }
+            let now = Instant::now();
+            if now >= swept + Duration::from_secs(1) {
+                swept = now;
+                self.sweep(now);
+            }
+            let over = self.stop.is_some_and(|stop| self.active == 0 || now > stop + GRACE) || now > end;
+            if now >= next_tick || over {
+                next_tick = now + TICK;
+                let done = self.is_done(now) || over;
+                self.tell(now, done).map_err(told)?;
+            }
+            if over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// "go", or the end of stdin.
+    fn hear_parent(&mut self) {
+        let mut octets = [0; 64];
+        loop {
+            match io::stdin().lock().read(&mut octets) {
+                Ok(0) => {
+                    self.stop.get_or_insert_with(Instant::now);
+                    return;
+                }
+                Ok(_) => {
+                    let now = Instant::now();
+                    (self.next, self.next_noop) = (now, now);
+                    self.go.get_or_insert(now);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// What has to be done next without anybody asking.
+    fn due(&self) -> Option<Instant> {
+        let mut due = self.alarms.peek().map(|(at, ..)| at.0);
+        let mut or = |at: Instant| due = Some(due.map_or(at, |due| due.min(at)));
+        if self.may_begin(self.next) && self.plan.rate.is_some() && self.active < self.plan.concurrency {
+            or(self.next);
+        }
+        if self.go.is_some() && self.plan.noop_rate > 0.0 && !self.held.is_empty() {
+            or(self.next_noop);
+        }
+        if self.to_gather.iter().any(|&left| left > 0) && self.stop.is_none() {
+            or(Instant::now() + Duration::from_millis(2));
+        }
+        due
+    }
+
+    fn set_timer(&mut self, at: Instant) -> Result<(), String> {
+        if self.set == Some(at) {
+            return Ok(());
+        }
+        let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        let value = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::time::timerfd_settime(
+            &self.timer,
+            TimerfdTimerFlags::empty(),
+            &Itimerspec { it_interval: none, it_value: value },
+        )
+        .map_err(|error| format!("timerfd: {error}"))?;
+        self.set = Some(at);
+        Ok(())
+    }
+
+    // ---------------------------------------------------------------------------------- beginnings
+
+    /// Begins idle sessions, no faster than was asked for.
+    fn gather(&mut self, now: Instant) {
+        if self.stop.is_some() {
+            return;
+        }
+        let due = (now - self.start).as_secs_f64() * self.plan.gather_rate;
+        let mut room = OPEN_MAX.min((due as u64).saturating_sub(self.gathered) as usize);
+        for scenario in 0..self.to_gather.len() {
+            while room > 0 && self.to_gather[scenario] > 0 {
+                self.to_gather[scenario] -= 1;
+                self.gathered += 1;
+                room -= 1;
+                self.open(scenario, now, false);
+            }
+        }
+    }
+
+    fn is_gathered(&self) -> bool {
+        self.to_gather.iter().all(|&left| left == 0) && self.held.len() as u64 + self.crowd_lost >= self.gathered
+    }
+
+    /// Whether a session with this intended start belongs to the run.
+    fn may_begin(&self, intended: Instant) -> bool {
+        let Some(go) = self.go else { return false };
+        self.stop.is_none()
+            && self.plan.has_mix()
+            && self.plan.count.is_none_or(|count| self.begun < count)
+            && self
+                .plan
+                .duration
+                .is_none_or(|duration| intended < go + Duration::from_secs_f64(self.plan.warm_up + duration))
+    }
+
+    /// Begins sessions of the mix.
+    fn begin(&mut self, now: Instant) {
+        for _ in 0..OPEN_MAX {
+            let intended = if self.plan.rate.is_some() { self.next } else { now };
+            if !self.may_begin(intended) || self.active >= self.plan.concurrency || intended > now {
+                return;
+            }
+            if let Some(rate) = self.plan.rate {
+                let distance = match self.plan.arrivals {
+                    Arrivals::Even => 1.0,
+                    Arrivals::Poisson => -(1.0 - self.random.share()).ln(),
+                };
+                self.next += Duration::from_secs_f64(distance / rate);
+                let late = now.saturating_duration_since(intended).as_micros() as u64;
+                self.interval.late.saturating_record(late.max(1));
+            }
+            self.begun += 1;
+            let scenario = self.pick();
+            let warm_until = self.go.unwrap_or(now) + Duration::from_secs_f64(self.plan.warm_up);
+            self.open(scenario, intended, intended < warm_until);
+        }
+    }
+
+    /// A scenario by weight.
+    fn pick(&mut self) -> usize {
+        let mut at = self.random.share() * self.plan.mix_weight();
+        let mut last = 0;
+        for (index, scenario) in self.plan.scenarios.iter().enumerate() {
+            if scenario.kind == Kind::Idle || scenario.weight <= 0.0 {
+                continue;
+            }
+            last = index;
+            if at < scenario.weight {
+                break;
+            }
+            at -= scenario.weight;
+        }
+        last
+    }
+
+    fn open(&mut self, scenario: usize, intended: Instant, warm: bool) {
+        let number = self.interval_begun(scenario, warm);
+        let told = &self.plan.scenarios[scenario];
+        let is_idle = told.kind == Kind::Idle;
+        let sources = &self.plan.source_addresses;
+        let source = sources.get((self.begun + self.gathered) as usize % sources.len().max(1)).copied();
+        let Some(target) = told.address() else { return };
+        let is_paced = told.octets_per_second > 0;
+        let resume = told.tls != Tls::None && self.random.share() < told.resume;
+        let opened = Transport::connect(target, source).and_then(|mut transport| {
+            if told.tls == Tls::Implicit {
+                transport.start_tls(&self.tls[scenario], resume)?;
+            }
+            if told.octets_per_second > 0 {
+                transport.allow(0);
+            }
+            Ok(transport)
+        });
+        let transport = match opened {
+            Ok(transport) => transport,
+            Err(error) => {
+                let trouble = Trouble::new("connect", &kind(&error), error.to_string());
+                self.count_trouble(scenario, &trouble, warm);
+                if !warm {
+                    self.interval.counts[scenario].failed += 1;
+                }
+                self.crowd_lost += u64::from(is_idle);
+                return;
+            }
+        };
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.generations.push(0);
+            self.slots.len() - 1
+        });
+        let dialogue = self.specs[scenario].begin(number, &mut self.random, intended);
+        let mut session = Box::new(Session {
+            transport,
+            dialogue,
+            received: Vec::new(),
+            scenario: scenario as u16,
+            intended,
+            moved: Instant::now(),
+            warm,
+            spoiled: false,
+            secured: false,
+            held: false,
+            more: false,
+        });
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut session.transport.stream, Token(slot), interest) {
+            let trouble = Trouble::new("connect", &kind(&error), error.to_string());
+            self.count_trouble(scenario, &trouble, warm);
+        }
+        if is_paced {
+            let at = std::cmp::Reverse(Instant::now() + PACE);
+            self.alarms.push((at, Alarm::Pace, slot, self.generations[slot]));
+        }
+        self.active += usize::from(!is_idle);
+        self.slots[slot] = Some(session);
+    }
+
+    fn interval_begun(&mut self, scenario: usize, warm: bool) -> u64 {
+        if !warm {
+            self.interval.counts[scenario].begun += 1;
+        }
+        self.begun + self.gathered
+    }
+
+    // ---------------------------------------------------------------------------------- turns
+
+    fn turn(&mut self, slot: usize) {
+        let Some(mut session) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        let now = Instant::now();
+        let mut notes = Notes::default();
+        let outcome = self.advance(slot, &mut session, now, &mut notes);
+        let scenario = usize::from(session.scenario);
+        if !session.warm {
+            let counts = &mut self.interval.counts[scenario];
+            counts.messages += notes.messages;
+            counts.message_octets += notes.message_octets;
+            for (measure, micros) in notes.times {
+                self.interval.record(scenario, 1 + measure as usize, micros);
+            }
+        }
+        session.spoiled |= !notes.troubles.is_empty();
+        for trouble in &notes.troubles {
+            self.count_trouble(scenario, trouble, session.warm);
+        }
+        match outcome {
+            Ok(false) => self.slots[slot] = Some(session),
+            Ok(true) => self.close(slot, *session, now, None),
+            Err(trouble) => self.close(slot, *session, now, Some(trouble)),
+        }
+    }
+
+    /// Receives and sends all that is possible; true when the session is over.
+    fn advance(
+        &mut self,
+        slot: usize,
+        session: &mut Session,
+        now: Instant,
+        notes: &mut Notes,
+    ) -> Result<bool, Trouble> {
+        loop {
+            let sent = session.transport.octets_sent;
+            if let Err(error) = session.transport.flush() {
+                // What the server said before it closed is still to be read.
+                if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                    return self.lost(session, &error);
+                }
+            }
+            if session.transport.octets_sent > sent {
+                session.moved = now;
+            }
+            if session.more && session.transport.waiting() == 0 {
+                session.more = false;
+                self.out.clear();
+                let then = session.dialogue.send_more(&mut self.out, &mut self.random, now, notes)?;
+                if self.follow(slot, session, then, now)? {
+                    return Ok(true);
+                }
+                continue;
+            }
+            let octets = match session.transport.read(&mut self.buffer, &mut session.received) {
+                Ok(None) => return Ok(false),
+                Ok(Some(0)) => {
+                    let ended = io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server");
+                    return self.lost(session, &ended);
+                }
+                Ok(Some(octets)) => octets,
+                Err(error) => return self.lost(session, &error),
+            };
+            debug_assert!(octets > 0);
+            session.moved = now;
+            if session.transport.is_handshaking() {
+                continue;
+            }
+            if !session.secured
+                && let Some((words, resumed)) = session.transport.tls_words()
+            {
+                session.secured = true;
+                *self.interval.tls.entry(words).or_default() += 1;
+                self.interval.counts[usize::from(session.scenario)].resumed += u64::from(resumed);
+                if self.plan.scenarios[usize::from(session.scenario)].tls == Tls::Starttls {
+                    self.out.clear();
+                    let then = session.dialogue.tls_started(&mut self.out, &mut self.random, now, notes)?;
+                    if self.follow(slot, session, then, now)? {
+                        return Ok(true);
+                    }
+                }
+            }
+            while !session.received.is_empty() {
+                self.out.clear();
+                let (used, then) = session
+                    .dialogue
+                    .receive(&session.received, &mut self.out, &mut self.random, now, notes)
+                    .inspect_err(|_| {
+                        let _ = session.transport.queue(&self.out);
+                        let _ = session.transport.flush();
+                    })?;
+                session.received.drain(..used);
+                if self.follow(slot, session, then, now)? {
+                    return Ok(true);
+                }
+                if used == 0 || then == Then::StartTls {
+                    break;
+                }
+            }
+            if session.received.is_empty() {
+                // An idle connection holds no buffer.
+                session.received = Vec::new();
+            }
+        }
+    }
+
+    /// Does what the dialogue wants; true when the session is over.
+    fn follow(&mut self, slot: usize, session: &mut Session, then: Then, now: Instant) -> Result<bool, Trouble> {
+        let failed = |error: io::Error| Trouble::new("send", &kind(&error), error.to_string());
+        session.transport.queue(&self.out).map_err(failed)?;
+        match then {
+            Then::Going => {}
+            Then::More => session.more = true,
+            Then::StartTls => {
+                let scenario = usize::from(session.scenario);
+                let resume = self.random.share() < self.plan.scenarios[scenario].resume;
+                session.transport.start_tls(&self.tls[scenario], resume).map_err(failed)?;
+            }
+            Then::Held(seconds) if !session.held => {
+                session.held = true;
+                match seconds {
+                    // Idle sessions belong to the crowd, others go after a while.
+                    None => {
+                        self.held.push(slot);
+                        self.interval.counts[usize::from(session.scenario)].done += 1;
+                        let micros = now.saturating_duration_since(session.intended).as_micros() as u64;
+                        self.interval.record(usize::from(session.scenario), 0, micros);
+                    }
+                    Some(seconds) => {
+                        let at = std::cmp::Reverse(now + Duration::from_secs_f64(seconds));
+                        self.alarms.push((at, Alarm::Leave, slot, self.generations[slot]));
+                    }
+                }
+            }
+            Then::Held(_) => {}
+            Then::Done => {
+                let _ = session.transport.flush();
+                return Ok(true);
+            }
+            Then::Reset => {
+                let _ = session.transport.flush();
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn lost(&mut self, session: &mut Session, error: &io::Error) -> Result<bool, Trouble> {
+        if session.transport.is_handshaking() {
+            return Err(Trouble::new("TLS handshake", &kind(error), error.to_string()));
+        }
+        let code = match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "lost",
+            _ => &kind(error),
+        };
+        session.dialogue.lost(code, &error.to_string()).map(|()| true)
+    }
+
+    fn close(&mut self, slot: usize, session: Session, now: Instant, trouble: Option<Trouble>) {
+        let scenario = usize::from(session.scenario);
+        let is_idle = self.plan.scenarios[scenario].kind == Kind::Idle;
+        let was_held = is_idle && session.held;
+        let good = trouble.is_none() && !session.spoiled;
+        if let Some(trouble) = &trouble {
+            self.count_trouble(scenario, trouble, session.warm);
+        }
+        if was_held {
+            self.held.retain(|&held| held != slot);
+            self.crowd_lost += 1;
+        } else if is_idle {
+            self.crowd_lost += 1;
+        } else {
+            self.active -= 1;
+        }
+        if !session.warm {
+            let counts = &mut self.interval.counts[scenario];
+            match good {
+                true if !was_held => {
+                    counts.done += 1;
+                    counts.writes += session.transport.writes;
+                    counts.octets_sent += session.transport.octets_sent;
+                    let micros = now.saturating_duration_since(session.intended).as_micros() as u64;
+                    self.interval.record(scenario, 0, micros);
+                }
+                _ => counts.failed += 1,
+            }
+        }
+        if self.plan.scenarios[scenario].kind == Kind::Rude {
+            session.transport.reset();
+        }
+        // Dropping closes; the registration goes with the descriptor.
+        self.generations[slot] = self.generations[slot].wrapping_add(1);
+        self.free.push(slot);
+    }
+
+    // ---------------------------------------------------------------------------------- time
+
+    /// Alarms that are due, and NOOPs to idle sessions.
+    fn ring(&mut self, now: Instant) {
+        while self.alarms.peek().is_some_and(|(at, ..)| at.0 <= now) {
+            let Some((_, alarm, slot, generation)) = self.alarms.pop() else { return };
+            if self.generations.get(slot) != Some(&generation) {
+                continue;
+            }
+            match alarm {
+                Alarm::Pace => {
+                    let Some(session) = self.slots[slot].as_mut() else { continue };
+                    let rate = self.plan.scenarios[usize::from(session.scenario)].octets_per_second;
+                    session.transport.allow((f64::from(rate) * PACE.as_secs_f64()).ceil() as usize);
+                    self.alarms.push((std::cmp::Reverse(now + PACE), Alarm::Pace, slot, generation));
+                    self.turn(slot);
+                }
+                Alarm::Leave => {
+                    if let Some(session) = self.slots[slot].take() {
+                        self.close(slot, *session, now, None);
+                    }
+                }
+            }
+        }
+        while self.go.is_some() && self.plan.noop_rate > 0.0 && self.next_noop <= now && !self.held.is_empty() {
+            self.next_noop += Duration::from_secs_f64(1.0 / self.plan.noop_rate);
+            let slot = self.held[self.random.below(self.held.len() as u64) as usize];
+            let Some(session) = self.slots[slot].as_mut() else { continue };
+            self.out.clear();
+            if session.dialogue.noop(&mut self.out, now) {
+                session.moved = now;
+                let _ = session.transport.queue(&self.out);
+                self.turn(slot);
+            }
+        }
+    }
+
+    /// Gives up on servers that say nothing.
+    fn sweep(&mut self, now: Instant) {
+        let patience = Duration::from_secs_f64(self.plan.patience);
+        for slot in 0..self.slots.len() {
+            let silent = |session: &Session| {
+                !(session.held && session.dialogue.is_at_rest())
+                    && now.saturating_duration_since(session.moved) > patience
+            };
+            if self.slots[slot].as_deref().is_some_and(silent)
+                && let Some(mut session) = self.slots[slot].take()
+            {
+                let why = format!("nothing for {} s", self.plan.patience);
+                let stage = if session.transport.is_handshaking() { Some("TLS handshake") } else { None };
+                let trouble = match stage {
+                    Some(stage) => Some(Trouble::new(stage, "silence", why)),
+                    None => session.dialogue.lost("silence", &why).err(),
+                };
+                self.close(slot, *session, now, trouble);
+            }
+        }
+    }
+
+    fn is_done(&self, now: Instant) -> bool {
+        let none = !self.plan.has_mix();
+        let timed_out = self.plan.duration.is_some() && !self.may_begin(now) && !self.may_begin(self.next);
+        let counted_out = self.plan.count.is_some_and(|count| self.begun >= count);
+        self.go.is_some() && self.active == 0 && (none || timed_out || counted_out)
+    }
+
+    // ---------------------------------------------------------------------------------- counts
+
+    fn count_trouble(&mut self, scenario: usize, trouble: &Trouble, warm: bool) {
+        if warm {
+            return;
+        }
+        let mut key = (scenario as u16, trouble.stage.clone(), trouble.code.clone());
+        if self.interval.troubles.len() >= TROUBLES_MAX && !self.interval.troubles.contains_key(&key) {
+            key = (scenario as u16, "other".to_owned(), "other".to_owned());
+        }
+        let entry = self.interval.troubles.entry(key).or_insert_with(|| (trouble.text.clone(), 0));
+        entry.1 += 1;
+    }
+
+    fn tell(&mut self, now: Instant, done: bool) -> io::Result<()> {
+        let own = process::own();
+        let is_gathered = self.is_gathered();
+        let interval = &mut self.interval;
+        let mut scenarios = std::mem::replace(&mut interval.counts, vec![Counts::default(); self.plan.scenarios.len()]);
+        for (counts, histograms) in scenarios.iter_mut().zip(&mut interval.histograms) {
+            let [session, greeting, login, message, noop] =
+                histograms.each_mut().map(|h| h.take().map_or_else(Pairs::new, pairs));
+            (counts.session, counts.greeting, counts.login) = (session, greeting, login);
+            (counts.message, counts.noop) = (message, noop);
+        }
+        let troubles = std::mem::take(&mut interval.troubles);
+        let late = std::mem::replace(&mut interval.late, histogram());
+        let tick = Tick {
+            at_us: (now - self.start).as_micros() as u64,
+            running_us: self.go.map_or(0, |go| (now - go).as_micros() as u64),
+            warm: self.go.is_some_and(|go| now < go + Duration::from_secs_f64(self.plan.warm_up)),
+            gathered: is_gathered,
+            done,
+            held: self.held.len() as u64,
+            active: self.active as u64,
+            cpu_us: (own.0 - interval.cpu).as_micros() as u64,
+            wall_us: (now - interval.since).as_micros() as u64,
+            delayed_us: own.1.saturating_sub(interval.delayed).as_micros() as u64,
+            late: pairs(late),
+            scenarios,
+            troubles: troubles
+                .into_iter()
+                .map(|((scenario, stage, code), (text, count))| Troubles {
+                    scenario: self.plan.scenarios[usize::from(scenario)].name.clone(),
+                    stage,
+                    code,
+                    text,
+                    count,
+                })
+                .collect(),
+            tls: std::mem::take(&mut interval.tls),
+        };
+        (interval.since, interval.cpu, interval.delayed) = (now, own.0, own.1);
+        let mut line = serde_json::to_vec(&tick).map_err(io::Error::other)?;
+        line.push(b'\n');
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&line)?;
+        stdout.flush()
+    }
+}
+
+impl Interval {
+    fn record(&mut self, scenario: usize, which: usize, micros: u64) {
+        let place = &mut self.histograms[scenario][which];
+        place.get_or_insert_with(histogram).saturating_record(micros.max(1));
+    }
+}
+
+fn pairs(histogram: Histogram<u64>) -> Pairs {
+    histogram.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value())).collect()
+}
+
+/// A short name of an error.
+fn kind(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::Other { error.to_string() } else { error.kind().to_string() }
+}
+
+// Which histogram a measure has follows from its place.
+const _: () = assert!(Measure::Greeting as usize == 0 && Measure::Noop as usize == 3);
