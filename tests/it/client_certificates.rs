@@ -1,12 +1,16 @@
 //! Clients that show a TLS certificate: who gets in, and what is known about them.
 
+use std::process::Command;
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::version::{TLS12, TLS13};
 
-use crate::server::{Options, PATIENCE, Server};
+use crate::bare::DOMAIN;
+use crate::server::{Options, PATIENCE, Server, feed};
 use crate::wire::{Wire, tls_with};
 
 /// An authority that issues to clients.
@@ -37,11 +41,17 @@ impl Authority {
     }
 }
 
-/// A server that asks its clients for certificates of `authority`.
-fn server(client_cert: &str, authority: &Authority) -> Server {
+/// A server that asks its clients for certificates of `authority`; not running yet.
+fn prepare(client_cert: &str, authority: &Authority) -> Server {
     let listener = format!("client_cert = \"{client_cert}\"\nclient_ca = \"client-ca.pem\"");
-    let mut server = Server::prepare(Options { listener, ..Options::default() });
+    let mechanisms = vec!["EXTERNAL", "PLAIN"];
+    let server = Server::prepare(Options { listener, mechanisms, ..Options::default() });
     std::fs::write(server.path("client-ca.pem"), authority.pem()).expect("the authority");
+    server
+}
+
+fn server(client_cert: &str, authority: &Authority) -> Server {
+    let mut server = prepare(client_cert, authority);
     server.run();
     server
 }
@@ -68,17 +78,23 @@ fn recorded(server: &Server, count: usize) -> Vec<Option<String>> {
 fn a_certificate_that_is_requested_lets_everybody_in_and_is_recorded() {
     let (known, unknown) = (Authority::new("Ours"), Authority::new("Somebody's"));
     let server = server("request", &known);
+    let mut sessions = 0;
     for version in [&TLS12, &TLS13] {
-        for own in [None, Some(known.issue("alice", &[])), Some(unknown.issue("alice", &[]))] {
+        for (own, wanted) in [
+            (None, None),
+            (Some(known.issue("alice", &[])), Some("verified")),
+            (Some(unknown.issue("alice", &[])), Some("unverified")),
+        ] {
             let config = tls_with(&server, &[version], own);
             let mut wire = Wire::connect(server.submissions(), true, config).expect("a handshake");
             assert!(wire.reply().expect("a greeting").is_some_and(|reply| reply.starts_with("220 ")));
             assert!(wire.ask("EHLO client.example").expect("a reply").starts_with("250-"));
             assert!(wire.ask("QUIT").expect("a reply").starts_with("221 "));
+            sessions += 1;
+            // One after the other: event loops write their records as they come to it.
+            assert_eq!(recorded(&server, sessions).last(), Some(&wanted.map(str::to_owned)));
         }
     }
-    let each = [None, Some("verified".to_owned()), Some("unverified".to_owned())];
-    assert_eq!(recorded(&server, 6), [each.clone(), each].concat());
 }
 
 #[test]
@@ -103,4 +119,63 @@ fn a_certificate_that_is_required_keeps_everybody_else_out() {
         assert!(wire.ask("QUIT").expect("a reply").starts_with("221 "));
     }
     assert_eq!(recorded(&server, 2), [Some("verified".to_owned()), Some("verified".to_owned())]);
+}
+
+/// EXTERNAL (RFC 4422 appendix A): the certificate is the credential, the users file says whose it is.
+#[test]
+fn external_logs_in_whom_the_users_file_names() {
+    let (known, unknown) = (Authority::new("Ours"), Authority::new("Somebody's"));
+    let mut server = prepare("request", &known);
+    let by_key = known.issue("a key", &[]);
+    let users = format!(
+        "alice@{DOMAIN}::cert=mail:alice@{DOMAIN},cn:shared authzids=@{DOMAIN}\n\
+         bob@{DOMAIN}::cert=cn:shared,spki:{} \n\
+         carol@{DOMAIN}::cert=cn:carol disabled\n",
+        spki(&by_key.0)
+    );
+    std::fs::write(server.path("state/auth/users"), users).expect("the users file");
+    server.run();
+    let mail = format!("alice@{DOMAIN}");
+    for (own, authzid, wanted) in [
+        (Some(known.issue("x", &[&mail])), "", "235 2.7.0"),
+        (Some(known.issue("x", &[&mail])), "alice@demo.test", "235 2.7.0"),
+        (Some(known.issue("x", &[&mail])), "bob@demo.test", "235 2.7.0"),
+        (Some(known.issue("x", &[&mail])), "nobody@demo.test", "535 5.7.8"),
+        (Some(by_key), "", "235 2.7.0"),
+        (Some(known.issue("a key", &[])), "", "535 5.7.8"),
+        (Some(known.issue("shared", &[])), "", "535 5.7.8"),
+        (Some(known.issue("shared", &[])), "bob@demo.test", "235 2.7.0"),
+        (Some(known.issue("carol", &[])), "", "525 5.7.13"),
+        (Some(known.issue("nobody", &["eve@demo.test"])), "", "535 5.7.8"),
+        (Some(known.issue("nobody", &["alice@demo.test\0.evil.example"])), "", "535 5.7.8"),
+        // Not offered is not there.
+        (Some(unknown.issue("x", &[&mail])), "", "504 5.5.4"),
+        (None, "", "504 5.5.4"),
+    ] {
+        for version in [&TLS12, &TLS13] {
+            let own = own.as_ref().map(|(certificate, key)| (certificate.clone(), key.clone_key()));
+            let mut wire = Wire::connect(server.submissions(), true, tls_with(&server, &[version], own)).expect("TLS");
+            wire.reply().expect("a greeting");
+            let said = wire.ask("EHLO client.example").expect("EHLO");
+            assert_eq!(said.contains("AUTH EXTERNAL PLAIN\r\n"), !wanted.starts_with("504"), "{said}");
+            let message = if authzid.is_empty() { "=".to_owned() } else { STANDARD.encode(authzid) };
+            let reply = wire.ask(&format!("AUTH EXTERNAL {message}")).expect("a reply");
+            assert!(reply.starts_with(wanted), "{authzid:?}: {reply}");
+            if wanted == "235 2.7.0" && authzid.is_empty() {
+                let from = wire.ask("MAIL FROM:<eve@demo.test>").expect("a reply");
+                assert!(from.starts_with("550 5.7.1"), "an identity with its own rights: {from}");
+            }
+        }
+    }
+}
+
+/// SHA-256 of the public key, as openssl makes it of the certificate.
+fn spki(certificate: &CertificateDer<'_>) -> String {
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", STANDARD.encode(certificate));
+    let (status, said) = feed(
+        Command::new("sh").args(["-c", "openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | sha256sum"]),
+        pem.as_bytes(),
+    );
+    assert!(status.success(), "{said}");
+    said.split(' ').next().unwrap_or_default().to_owned()
 }

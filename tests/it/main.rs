@@ -11,6 +11,7 @@ mod fuzz;
 mod mechanisms;
 mod model;
 mod replies;
+mod scram;
 mod server;
 mod soak;
 mod splits;

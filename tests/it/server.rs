@@ -35,6 +35,8 @@ pub struct Options {
     pub top: String,
     /// Lines for every listener.
     pub listener: String,
+    /// SASL mechanisms of every listener; none: PLAIN, LOGIN, CRAM-MD5.
+    pub mechanisms: Vec<&'static str>,
     /// Tables at the end.
     pub tables: String,
     /// Most open files of each process.
@@ -115,7 +117,8 @@ impl Server {
 
     /// The configuration as the test wants it.
     pub fn config(&self) -> String {
-        let Options { top, listener, tables, .. } = &self.options;
+        let Options { top, listener, mechanisms, tables, .. } = &self.options;
+        let mechanisms: &[&str] = if mechanisms.is_empty() { &["PLAIN", "LOGIN", "CRAM-MD5"] } else { mechanisms };
         let mut text = format!("hostname = \"{HOSTNAME}\"\n{top}\n[process]\nstate_dir = \"state\"\nshards = 2\n");
         if rustix::process::geteuid().is_root() {
             text += "user = \"root\"\n";
@@ -128,7 +131,7 @@ impl Server {
         for (role, port) in ["mx", "submission", "submissions"].iter().zip(self.ports) {
             text += &format!(
                 "\n[[listener]]\nrole = \"{role}\"\nbind = [\"{}:{port}\"]\ndomains = [\"{DOMAIN}\"]\n\
-                 mechanisms = [\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]\nexempt_nets = [\"127.0.0.0/8\"]\n{listener}\n",
+                 mechanisms = {mechanisms:?}\nexempt_nets = [\"127.0.0.0/8\"]\n{listener}\n",
                 self.ip
             );
         }

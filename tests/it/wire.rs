@@ -144,6 +144,13 @@ impl Wire {
         Ok(())
     }
 
+    /// What this end of the TLS connection exports (RFC 9266 §2).
+    pub fn exporter(&self) -> Vec<u8> {
+        let Stream::Tls(tls) = &self.stream else { panic!("not inside TLS") };
+        let exported = tls.conn.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b""));
+        exported.expect("an exporter").to_vec()
+    }
+
     pub fn send(&mut self, octets: &[u8]) -> io::Result<()> {
         let io = self.stream.io();
         io.write_all(octets)?;

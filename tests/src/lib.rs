@@ -7,6 +7,8 @@
 //! soak           one verb for ever: bounded memory, no allocation per line
 //! server, wire   the same dialogues against the built program, over TCP and TLS
 //! clients        swaks, curl, msmtp, smtplib, nodemailer, gsasl, openssl s_client
+//! scram          every hash, every channel binding, downgrades, bindings of other connections
+//! client_certificates   who gets in by one, and whom EXTERNAL makes of it
 //! crash          kill -9 with a ledger, reload under load, EMFILE, bad configuration
 //! tidy           the layers, where unsafe may stand, what may be cited
 //! fuzz           entry points as plain functions, with a short seeded run
