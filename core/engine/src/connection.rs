@@ -60,6 +60,8 @@ pub enum Pending {
     None,
     /// The directory.
     Question,
+    /// A mechanism in another process.
+    Step,
     /// The spool.
     Commit,
     /// Time.

@@ -21,6 +21,7 @@ use crate::entropy::Entropy;
 use crate::questions::{Asked, Questions, sasl_outcome};
 use crate::setup::{Notice, Port};
 use crate::slab::Token;
+use crate::steps::{ANSWER_MS_MAX, Steps};
 use crate::watch::Watch;
 use crate::wheel::{TICK_MS, Tick};
 
@@ -55,6 +56,7 @@ pub struct Local {
     pub now: Now,
     pub number: usize,
     pub questions: Questions,
+    pub steps: Steps,
     pub addresses: Addresses,
     pub entropy: Entropy,
     pub spool: spool::Port,
@@ -244,6 +246,22 @@ impl Host for TurnHost<'_> {
                 None
             }
         }
+    }
+
+    fn step(&mut self, mechanism: &dyn sasl::Mechanism, input: sasl::Input<'_>) -> Option<sasl::OwnedStep> {
+        self.local.secret = true;
+        match self.local.steps.ask(self.token, mechanism, &input) {
+            Ok(id) => {
+                (*self.pending, *self.question) = (Pending::Step, id.index());
+                self.local.effect_ms = ANSWER_MS_MAX;
+                None
+            }
+            Err(answer) => Some(answer),
+        }
+    }
+
+    fn finish(&mut self) {
+        self.local.steps.finish(self.token);
     }
 
     fn begin_message(&mut self, size: Option<u64>) -> Result<QueueId, Trouble> {

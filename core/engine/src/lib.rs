@@ -79,6 +79,7 @@ mod questions;
 mod setup;
 mod shard;
 mod slab;
+mod steps;
 mod watch;
 mod wheel;
 mod worker;

@@ -145,6 +145,13 @@ pub enum Notice {
         /// Which shard.
         shard: usize,
     },
+    /// A process that runs mechanisms has not answered a step in time; it should be replaced.
+    RunnerStuck {
+        /// Which library: [`sasl::Runner`].
+        runner: u16,
+        /// Which edition.
+        generation: u32,
+    },
     /// After a drain: the last session has ended.
     Drained,
 }

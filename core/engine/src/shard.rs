@@ -1,7 +1,7 @@
 //! One event loop: its connections, and what happens to them in a turn.
 //!
 //! ```text
-//! poll → clocks → events │ run queue │ inbox │ directory │ wheel │ doors → questions leave → counts leave
+//! poll → clocks → events │ run queue │ inbox │ directory │ wheel │ doors → questions and steps leave → counts leave
 //!
 //! a connection's turn (`turn`)
 //!   unsent?  send it first; while it does not leave, nothing is read
@@ -26,6 +26,7 @@ use limits::Refusal;
 use link::Link;
 use mio::unix::SourceFd;
 use mio::{Interest, Poll};
+use plugin_host::RemoteLibrary;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown};
 use smtp::host::{Context, Outcome, Peer, Pools, TlsFacts};
@@ -50,6 +51,8 @@ pub enum Mail {
     Room,
     /// A new link to the directory.
     Directory(Link),
+    /// A link to a process that runs mechanisms: which library, which edition, whether it has described itself.
+    Runner(Arc<RemoteLibrary>, u32, Link, bool),
     /// Accept nobody; end idle sessions after the first time, all after the second, milliseconds from now.
     Drain(u64, u64),
     /// End all sessions now.
@@ -112,6 +115,8 @@ enum Read {
 /// Token numbers of the shard itself.
 pub const INBOX: u32 = 0;
 const DIRECTORY: u32 = 1;
+/// And of links to mechanism-hosts, from here on.
+const RUNNERS: u32 = 1 << 24;
 
 /// What a shard begins with.
 pub struct Beginning {
@@ -179,6 +184,7 @@ impl Shard {
                     None => self.event(token, event),
                     Some(INBOX) => self.inbox.woken(),
                     Some(DIRECTORY) => asked = true,
+                    Some(runner @ RUNNERS..) => self.hear_runner(runner - RUNNERS),
                     Some(door) => self.doors.knock((door - DOORS) as usize),
                 }
             }
@@ -209,6 +215,11 @@ impl Shard {
             self.doors.resume(self.poll.registry(), self.local.now.ms, self.closed);
             if self.local.questions.flush(self.local.now.ms).is_err() {
                 self.directory_lost();
+            }
+            self.local.steps.flush(&mut self.answers);
+            while !self.answers.is_empty() {
+                self.hand_out_answers();
+                self.local.steps.flush(&mut self.answers);
             }
             self.end_of_turn();
         }
@@ -931,7 +942,7 @@ impl Shard {
         let due = match slot.pending {
             // Once handed over, the answer is the sync's, however late (DECISIONS H12).
             Pending::Commit => Tick::MAX / 2,
-            Pending::Question => now.saturating_add(ticks(ms)),
+            Pending::Question | Pending::Step => now.saturating_add(ticks(ms)),
             Pending::Delay => {
                 // A delay stops the clock before login (DECISIONS C7). One tick more: ticks are rounded down.
                 slot.paused = slot.paused.saturating_add(u16::try_from(ticks(ms)).unwrap_or(u16::MAX));
@@ -957,6 +968,16 @@ impl Shard {
                     Some(outcome) => self.resume(token, outcome),
                     None => self.farewell(token, Farewell::Internal),
                 };
+            }
+            Pending::Step => {
+                let question = slot.question;
+                self.local.watch.add(Counter::EffectsTimedOut, 1);
+                if let Some((runner, generation)) = self.local.steps.debtor(question) {
+                    (self.shared.notify)(Notice::RunnerStuck { runner, generation });
+                }
+                self.local.steps.forget(token, question);
+                let late = sasl::OwnedStep::failure(sasl::FailureClass::Temporary, "no answer of its process in time");
+                return self.resume(token, Outcome::Step(late));
             }
             Pending::Commit => return self.arm_effect(token),
             Pending::None => {}
@@ -1000,6 +1021,9 @@ impl Shard {
         }
         if slot.pending == Pending::Question {
             self.local.questions.forget(token, slot.question);
+        }
+        if slot.pending == Pending::Step {
+            self.local.steps.forget(token, slot.question);
         }
         slot.pending = Pending::None;
         self.local.watch.gauge(Gauge::EffectsPending, -1);
@@ -1193,6 +1217,16 @@ impl Shard {
                     self.directory_lost();
                 }
             }
+            Mail::Runner(library, generation, link, described) => {
+                let number = self.local.steps.connect(library, generation, link, described);
+                if let Some(link) = self.local.steps.link(number) {
+                    let token = mio_token(Token::outside(RUNNERS + number));
+                    let interest = Interest::READABLE | Interest::WRITABLE;
+                    // Unwatched it is as good as dead: its steps end at their deadline.
+                    let _ = self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), token, interest);
+                }
+                self.hear_runner(number);
+            }
             Mail::Drain(idle_ms, hard_ms) => {
                 self.doors.close(self.poll.registry());
                 let now = self.local.now.ms;
@@ -1252,6 +1286,22 @@ impl Shard {
         }
     }
 
+    fn hear_runner(&mut self, number: u32) {
+        self.local.steps.receive(number, &mut self.answers);
+        self.hand_out_answers();
+        let now = self.local.now;
+        for words in self.local.steps.take_words() {
+            let level = match words.level {
+                1 => telemetry::Level::Error,
+                2 => telemetry::Level::Warning,
+                3 => telemetry::Level::Info,
+                _ => telemetry::Level::Debug,
+            };
+            let event = Event::log("plugin.log", level, now.unix_ms);
+            self.local.watch.tell(&event.word("plugin", words.id).untrusted("text", words.text), now.ms);
+        }
+    }
+
     fn give_up_questions(&mut self) {
         if self.local.questions.give_up_at().is_some_and(|at| self.local.now.ms >= at) {
             self.local.questions.give_up(self.local.now.ms, &mut self.answers);
@@ -1263,7 +1313,8 @@ impl Shard {
     fn hand_out_answers(&mut self) {
         let mut answers = std::mem::take(&mut self.answers);
         for (token, outcome) in answers.drain(..) {
-            let waits = self.slots.get_mut(token).is_some_and(|slot| slot.pending == Pending::Question);
+            let waits =
+                self.slots.get_mut(token).is_some_and(|slot| matches!(slot.pending, Pending::Question | Pending::Step));
             if waits {
                 self.guarded(token, |shard| shard.resume(token, outcome));
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use hmac::KeyInit;
 use link::Link;
 use mio::Poll;
+use plugin_host::RemoteLibrary;
 use spool::Completions;
 
 use crate::budget::Budget;
@@ -21,6 +22,7 @@ use crate::questions::Questions;
 use crate::setup::{Notice, Setup, Socket};
 use crate::shard::{Beginning, INBOX, Mail, Shard};
 use crate::slab::Token;
+use crate::steps::Steps;
 use crate::watch::Watch;
 
 /// Event loops that serve listeners.
@@ -124,6 +126,7 @@ impl Worker {
                 now,
                 number,
                 questions: Questions::new(links.next(), setup.bounds.questions_max, now.ms),
+                steps: Steps::new(setup.bounds.questions_max),
                 addresses: Addresses::new(setup.bounds.addresses_max),
                 entropy,
                 spool: setup.spool.port(Arc::new(Results(inbox.clone()))),
@@ -189,6 +192,21 @@ impl Handle {
     pub fn connect_directory(&self, shard: usize, link: Link) {
         if let Some(inbox) = self.shards.get(shard) {
             inbox.send(Mail::Directory(link));
+        }
+    }
+
+    /// Gives a shard a link to a process that runs a library's mechanisms. `described`: what it said first was
+    /// read already ([`RemoteLibrary::describe`]).
+    pub fn connect_runner(
+        &self,
+        library: &Arc<RemoteLibrary>,
+        shard: usize,
+        generation: u32,
+        link: Link,
+        described: bool,
+    ) {
+        if let Some(inbox) = self.shards.get(shard) {
+            inbox.send(Mail::Runner(Arc::clone(library), generation, link, described));
         }
     }
 

@@ -3,9 +3,11 @@
 //! ```text
 //! child → supervisor   Hello                                               first, always
 //! supervisor → child   Config, Board, Limits, Secrets, Plugin…, Certificates, TicketKeys,
-//!                      Listener…, Peer…, Start                             start-up, ends with Start
+//!                      Listener…, Peer…, Runner…, Quarantine…, Start       start-up, ends with Start
 //! child → supervisor   Ready                                               it serves
-//! supervisor → child   Peer, Certificates, TicketKeys, Drain, Stop         at any time afterwards
+//! supervisor → child   Peer, Runner, Quarantine, Certificates, TicketKeys, Drain, Stop   at any time afterwards
+//! worker → supervisor  Quarantine, Stuck                                   about mechanisms; Quarantine goes on to all
+//! host → supervisor    Sandbox                                             before Ready
 //! child → supervisor   Drained                                             nothing left to do; it will exit
 //! any child → control  Event                                               over a Peer link
 //! control → supervisor AdminRequest;  back: AdminAnswer with its frame id
@@ -142,6 +144,13 @@ pub enum Message<'a> {
         /// It is over.
         over: bool,
     },
+    /// From a worker: a mechanism-host does not answer any more; please end it.
+    Stuck {
+        /// The library's id.
+        id: &'a str,
+        /// Which edition of it.
+        generation: u32,
+    },
     /// A mechanism-host says how it is locked up.
     Sandbox {
         /// What is in force, for the operator.
@@ -218,6 +227,7 @@ impl<'a> Message<'a> {
             Self::Runner { .. } => 0x0c,
             Self::Quarantine { .. } => 0x0d,
             Self::Sandbox { .. } => 0x0e,
+            Self::Stuck { .. } => 0x0f,
             Self::Ready => 0x10,
             Self::Drain { .. } => 0x11,
             Self::Drained => 0x12,
@@ -246,6 +256,7 @@ impl<'a> Message<'a> {
             Self::Runner { .. } => "runner",
             Self::Quarantine { .. } => "quarantine",
             Self::Sandbox { .. } => "sandbox",
+            Self::Stuck { .. } => "stuck",
             Self::Ready => "ready",
             Self::Drain { .. } => "drain",
             Self::Drained => "drained",
@@ -309,6 +320,10 @@ impl<'a> Message<'a> {
                 to.put_bool(*over);
             }
             Self::Sandbox { text } => to.put_str(text),
+            Self::Stuck { id, generation } => {
+                to.put_str(id);
+                to.put_u32(*generation);
+            }
             Self::TicketKeys(octets) | Self::Secrets(octets) | Self::Event(octets) => to.extend_from_slice(octets),
             Self::Failed { text } => to.put_str(text),
             Self::AdminRequest(request) => match request {
@@ -354,6 +369,7 @@ impl<'a> Message<'a> {
             0x0c => Self::Runner { id: from.str()?, shard: from.u16()?, generation: from.u32()? },
             0x0d => Self::Quarantine { mechanism: from.str()?, cause: from.str()?, over: from.bool()? },
             0x0e => Self::Sandbox { text: from.str()? },
+            0x0f => Self::Stuck { id: from.str()?, generation: from.u32()? },
             0x10 => Self::Ready,
             0x11 => Self::Drain { seconds: from.u32()? },
             0x12 => Self::Drained,

@@ -111,6 +111,10 @@ impl Mechanism for Inline {
         self.gate.is_open()
     }
 
+    fn set_available(&self, available: bool) {
+        self.gate.set_open(available);
+    }
+
     fn quarantine(&self) {
         self.gate.fault(&self.name, Fault::Bypass);
     }

@@ -70,11 +70,6 @@ impl Remote {
         self.current.store(position.map_or(0, |at| at + 1), Ordering::Release);
     }
 
-    /// Into quarantine, or out of it, because somebody else said so.
-    pub fn set_available(&self, available: bool) {
-        self.gate.set_open(available);
-    }
-
     /// Its answer broke the contract.
     pub fn broken(&self) {
         self.gate.fault(&self.name, Fault::Broken);
@@ -111,6 +106,10 @@ impl Mechanism for Remote {
 
     fn is_available(&self) -> bool {
         self.current.load(Ordering::Relaxed) > 0 && self.gate.is_open()
+    }
+
+    fn set_available(&self, available: bool) {
+        self.gate.set_open(available);
     }
 
     fn quarantine(&self) {

@@ -44,6 +44,8 @@ pub struct Config {
     pub spool: Spool,
     /// `[[route]]`.
     pub routes: Vec<Route>,
+    /// `[queue]`.
+    pub queue: Queue,
     /// `[limits]`.
     pub limits: Limits,
     /// `[timeouts]`.
@@ -69,6 +71,8 @@ pub struct Process {
     pub group: Option<String>,
     /// Holds `run/`, `secrets/` and more.
     pub state_dir: PathBuf,
+    /// Whether strangers' code runs only where it can be locked up completely.
+    pub sandbox_required: bool,
 }
 
 /// `[[listener]]`.
@@ -182,6 +186,35 @@ pub struct Plugins {
     pub path: Vec<PathBuf>,
     /// Library ids.
     pub load: Vec<String>,
+    /// How single ones are run.
+    pub libraries: Vec<PluginLibrary>,
+}
+
+/// `[[plugins.library]]`.
+#[derive(Clone, Debug)]
+pub struct PluginLibrary {
+    /// Its table as written.
+    pub written: Table,
+    /// Its id.
+    pub id: String,
+    /// Whether it has a process of its own; `None`: as usual.
+    pub process: Option<bool>,
+    /// The only content that is loaded.
+    pub sha256: Option<[u8; 32]>,
+}
+
+impl Plugins {
+    /// Whether a library has a process of its own.
+    pub fn is_process(&self, id: &str) -> bool {
+        const BUNDLED: [&str; 2] = ["standard", "legacy"];
+        let written = self.libraries.iter().find(|library| library.id == id);
+        written.and_then(|library| library.process).unwrap_or(!BUNDLED.contains(&id))
+    }
+
+    /// The pinned content of a library.
+    pub fn sha256(&self, id: &str) -> Option<[u8; 32]> {
+        self.libraries.iter().find(|library| library.id == id)?.sha256
+    }
 }
 
 /// `[spool]`.
@@ -217,8 +250,42 @@ pub struct Route {
 pub enum RouteKind {
     /// Into Maildirs; a template of [`delivery::Maildir`].
     Maildir(String),
+    /// To another server.
+    NextHop(HopRoute),
     /// Thrown away.
     Discard,
+}
+
+/// A route to another server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HopRoute {
+    /// LMTP, not SMTP.
+    pub lmtp: bool,
+    /// Next hops, best first.
+    pub to: Vec<delivery::Place>,
+    /// Whether TLS is used.
+    pub security: delivery::Security,
+    /// Authorities; `None`: the system's.
+    pub authorities: Option<PathBuf>,
+    /// The name in the certificate; `None`: the host's.
+    pub tls_name: Option<String>,
+    /// User, and the file with the password.
+    pub login: Option<(String, PathBuf)>,
+    /// Connections at the same time.
+    pub connections: usize,
+    /// Longest wait for a reply.
+    pub timeout: Duration,
+}
+
+/// `[queue]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// How old a message may become.
+    pub expire: Duration,
+    /// To the second attempt.
+    pub retry: Duration,
+    /// Between attempts at most.
+    pub retry_max: Duration,
 }
 
 /// `[limits]`; those that listeners may override are in [`Listener`].
@@ -413,6 +480,9 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
         .collect();
     let routes: Vec<Route> = repeated("route[]").iter().filter_map(|table| route(table, &base, report)).collect();
 
+    let libraries: Vec<PluginLibrary> =
+        repeated("plugins.library[]").iter().filter_map(|table| plugin_library(table, &base, report)).collect();
+
     let config = Config {
         file: file.to_owned(),
         text: report.text.clone(),
@@ -425,6 +495,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             user: top.text("process.user"),
             group: top.text("process.group"),
             state_dir: state_dir.clone(),
+            sandbox_required: top.word("process.sandbox") == "require",
         },
         listeners,
         tls_1_3_only: top.word("tls.min") == "1.3",
@@ -438,6 +509,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
         plugins: Plugins {
             path: top.words("plugins.path").iter().map(|path| base.join(path)).collect(),
             load: top.words("plugins.load"),
+            libraries,
         },
         spool: Spool {
             path: top.path("spool.path").unwrap_or_else(|| state_dir.join("spool")),
@@ -448,6 +520,11 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             memory: top.count("spool.memory"),
         },
         routes,
+        queue: Queue {
+            expire: top.time("queue.expire"),
+            retry: top.time("queue.retry"),
+            retry_max: top.time("queue.retry_max"),
+        },
         limits: Limits {
             max_line: top.count("limits.max_line"),
             max_messages: top.count("limits.max_messages"),
@@ -489,6 +566,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
     // A table that could not be read would only cause findings that are not true.
     let whole = config.listeners.len() == repeated("listener[]").len()
         && config.routes.len() == repeated("route[]").len()
+        && config.plugins.libraries.len() == repeated("plugins.library[]").len()
         && config.certificates.len() == repeated("tls.certificate[]").len();
     if whole && !report.has_errors() {
         contradictions(&config, report);
@@ -518,6 +596,25 @@ fn certificate(table: &Table, base: &Path, report: &mut Report) -> Option<Certif
         cert.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_else(|| "certificate".into())
     });
     Some(Certificate { written: table.clone(), name, cert, key: base.join(key) })
+}
+
+fn plugin_library(table: &Table, base: &Path, report: &mut Report) -> Option<PluginLibrary> {
+    let read = Reader { table, role: "mx", base };
+    let id = required(&read, "plugins.library[].id", report)?;
+    let process = read.text("plugins.library[].runner").map(|runner| runner == "process");
+    let sha256 = match read.text("plugins.library[].sha256") {
+        None => None,
+        Some(text) => match plugin_host::parse_sha256(&text) {
+            Some(pin) => Some(pin),
+            None => {
+                let span = Some(table.span("plugins.library[].sha256"));
+                let cause = "is no SHA-256: that has 64 hexadecimal digits";
+                report.error(span, "plugins.library.sha256", cause, "write what `sha256sum FILE` prints");
+                return None;
+            }
+        },
+    };
+    Some(PluginLibrary { written: table.clone(), id, process, sha256 })
 }
 
 /// A required text; says so when it is missing (not when it was written and is wrong).
@@ -647,31 +744,102 @@ fn sender_check(word: &str) -> SenderCheck {
 
 fn route(table: &Table, base: &Path, report: &mut Report) -> Option<Route> {
     let read = Reader { table, role: "mx", base };
-    let kind = required(&read, "route[].kind", report)?;
-    let path = read.text("route[].path");
-    let kind = match (kind.as_str(), path) {
-        ("discard", None) => RouteKind::Discard,
-        ("discard", Some(_)) => {
-            let span = Some(table.span("route[].path"));
-            report.error(span, "route.path", "means nothing for kind \"discard\"", "take it out");
-            RouteKind::Discard
+    let word = required(&read, "route[].kind", report)?;
+    let hop = matches!(word.as_str(), "lmtp" | "smtp");
+    for (&path, entry) in &table.entries {
+        let fits = match path {
+            "route[].domain" | "route[].kind" => true,
+            "route[].path" => word == "maildir",
+            _ => hop,
+        };
+        if !fits {
+            let cause = format!("means nothing for kind {word:?}");
+            report.error(Some(entry.span.clone()), path.replace("[]", ""), cause, "take it out");
         }
-        (_, Some(path)) => {
-            // Only what the operator wrote is a template; the folder that it starts at is not.
-            let base = base.to_string_lossy().replace('%', "%%");
-            let template = Path::new(&base).join(&path).to_string_lossy().into_owned();
-            if let Err(bad) = delivery::Maildir::new(&template, delivery::LineEnd::Lf) {
-                let (cause, remedy) = crate::certificates::halves(&bad.to_string());
-                report.error(Some(table.span("route[].path")), "route.path", cause, remedy);
-            }
-            RouteKind::Maildir(template)
-        }
-        (_, None) => {
-            missing(table, "route[].path", report);
-            return None;
-        }
+    }
+    let kind = match word.as_str() {
+        "discard" => RouteKind::Discard,
+        "maildir" => RouteKind::Maildir(maildir(&read, report)?),
+        _ => RouteKind::NextHop(next_hop(&read, word == "lmtp", report)?),
     };
     Some(Route { written: table.clone(), domain: read.word("route[].domain"), kind })
+}
+
+fn maildir(read: &Reader<'_>, report: &mut Report) -> Option<String> {
+    let path = required(read, "route[].path", report)?;
+    // Only what the operator wrote is a template; the folder that it starts at is not.
+    let base = read.base.to_string_lossy().replace('%', "%%");
+    let template = Path::new(&base).join(&path).to_string_lossy().into_owned();
+    if let Err(bad) = delivery::Maildir::new(&template, delivery::LineEnd::Lf) {
+        let (cause, remedy) = crate::certificates::halves(&bad.to_string());
+        report.error(Some(read.table.span("route[].path")), "route.path", cause, remedy);
+    }
+    Some(template)
+}
+
+fn next_hop(read: &Reader<'_>, lmtp: bool, report: &mut Report) -> Option<HopRoute> {
+    use delivery::Security;
+    let table = read.table;
+    let words = read.words("route[].to");
+    if words.is_empty() {
+        missing(table, "route[].to", report);
+        return None;
+    }
+    let mut to = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        match crate::next_hop::place(word, read.base) {
+            Ok(place) => to.push(place),
+            Err((cause, remedy)) => {
+                report.error(Some(table.element("route[].to", at)), "route.to", cause, remedy);
+            }
+        }
+    }
+    let security = match read.text("route[].tls").as_deref() {
+        Some("off") => Security::Off,
+        Some("opportunistic") => Security::Opportunistic,
+        Some("required") => Security::Required,
+        Some("implicit") => Security::Implicit,
+        _ if lmtp => Security::Off,
+        _ => Security::Opportunistic,
+    };
+    let verifies = matches!(security, Security::Required | Security::Implicit);
+    for path in ["route[].tls_ca", "route[].tls_name"] {
+        if table.entries.contains_key(path) && !verifies {
+            let remedy = "write tls = \"required\" or \"implicit\", or take it out";
+            report.error(Some(table.span(path)), path.replace("[]", ""), "no certificate is verified", remedy);
+        }
+    }
+    let login = match (read.text("route[].user"), read.path("route[].password_file")) {
+        (Some(user), Some(file)) => Some((user, file)),
+        (None, None) => None,
+        (Some(_), None) => {
+            missing(table, "route[].password_file", report);
+            None
+        }
+        (None, Some(_)) => {
+            missing(table, "route[].user", report);
+            None
+        }
+    };
+    let in_clear = security == Security::Off && to.iter().any(|place| matches!(place, delivery::Place::Tcp(..)));
+    if login.is_some() && in_clear {
+        report.warning(
+            Some(table.span("route[].user")),
+            "route.user",
+            "without TLS no password is sent: the next hop must offer SCRAM-SHA-256 or CRAM-MD5",
+            "write tls = \"required\"",
+        );
+    }
+    Some(HopRoute {
+        lmtp,
+        to,
+        security,
+        authorities: read.path("route[].tls_ca"),
+        tls_name: read.text("route[].tls_name"),
+        login,
+        connections: read.count("route[].connections"),
+        timeout: read.time("route[].timeout"),
+    })
 }
 
 impl Config {
@@ -717,11 +885,25 @@ fn contradictions(config: &Config, report: &mut Report) {
             );
         }
     }
+    for (index, library) in config.plugins.libraries.iter().enumerate() {
+        let span = || Some(library.written.span("plugins.library[].id"));
+        let (key, id) = ("plugins.library.id", &library.id);
+        if config.plugins.libraries[..index].iter().any(|earlier| earlier.id == *id) {
+            report.error(span(), key, format!("two tables for the library {id:?}"), "keep one of them");
+        }
+        if !config.plugins.load.contains(id) {
+            let remedy = format!("add \"{id}\" to plugins.load, or take the table out");
+            report.error(span(), key, format!("{id:?} is not in plugins.load"), remedy);
+        }
+    }
     for (index, route) in config.routes.iter().enumerate() {
         let span = || Some(route.written.span("route[].domain"));
         if config.routes[..index].iter().any(|earlier| earlier.domain == route.domain) {
             let cause = format!("two routes for {:?}: the second is never taken", route.domain);
             report.error(span(), "route.domain", cause, "take one of them out");
+        }
+        if let RouteKind::NextHop(hop) = &route.kind {
+            about_next_hop(config, route, hop, report);
         }
         if route.kind == RouteKind::Discard && !config.allow_data_loss {
             report.error(
@@ -763,6 +945,26 @@ fn contradictions(config: &Config, report: &mut Report) {
             "is empty, but listeners offer AUTH",
             "write [\"standard\"], or auth = \"off\" on each listener",
         );
+    }
+}
+
+/// A next hop must not be this server.
+fn about_next_hop(config: &Config, route: &Route, hop: &HopRoute, report: &mut Report) {
+    let binds = || config.listeners.iter().flat_map(|listener| &listener.bind);
+    for (at, place) in hop.to.iter().enumerate() {
+        let delivery::Place::Tcp(host, port) = place else { continue };
+        let Ok(ip) = host.parse::<std::net::IpAddr>() else { continue };
+        let own = |bind: &SocketAddr| {
+            bind.port() == *port && (bind.ip() == ip || (bind.ip().is_unspecified() && ip.is_loopback()))
+        };
+        if binds().any(own) {
+            report.error(
+                Some(route.written.element("route[].to", at)),
+                "route.to",
+                format!("{place} is this server itself: mail would go round"),
+                "name the server that mail goes to next",
+            );
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub fn print(checked: &Checked, name: &str) -> Result<String, String> {
         format!("no listener is called {name:?}; there are: {}", names.join(", "))
     })?;
     let registry = plugins::load_here(&checked.libraries)?;
-    let listener = listeners::build(config, configured, &registry)?;
+    let listener = listeners::build(config, configured, &registry, &[])?;
     let facts = |client_certificate| TlsFacts {
         version: 0x0304,
         cipher: "TLS_AES_128_GCM_SHA256",

@@ -1,6 +1,8 @@
 //! From a listener of the configuration to one that sessions use.
 
-use plugin_host::Registry;
+use std::sync::Arc;
+
+use plugin_host::{Registry, RemoteLibrary};
 use policy::{Recipients, RolePolicy, Settings};
 use sasl::MechanismName;
 use smtp::listener::{AuthOffer, Limits, Listener};
@@ -8,12 +10,22 @@ use smtp::listener::{AuthOffer, Limits, Listener};
 use crate::config::{self, Config};
 
 /// Makes it, with mechanisms of the loaded libraries.
-pub fn build(config: &Config, listener: &config::Listener, registry: &Registry) -> Result<Listener, String> {
+pub fn build(
+    config: &Config,
+    listener: &config::Listener,
+    registry: &Registry,
+    runners: &[Arc<RemoteLibrary>],
+) -> Result<Listener, String> {
     let mut offered = Vec::new();
     if listener.auth != AuthOffer::Off {
         for name in &listener.mechanisms {
             let told = |why: String| format!("listener {:?}: {why}", listener.name);
             let name = MechanismName::parse(name.as_bytes()).ok_or_else(|| told(format!("{name} is no mechanism")))?;
+            let mut remote = runners.iter().flat_map(|library| &library.mechanisms);
+            if let Some(mechanism) = remote.find(|mechanism| *sasl::Mechanism::name(&***mechanism) == name) {
+                offered.push(Arc::clone(mechanism) as Arc<dyn sasl::Mechanism>);
+                continue;
+            }
             offered.push(registry.mechanism(&name, "").map_err(|error| told(error.to_string()))?);
         }
     }

@@ -141,12 +141,18 @@ pub const SECTIONS: &[Section] = &[
     Section { path: "tls.certificate[]", help: "A certificate with its key. Repeat the table for each one." },
     Section { path: "users", help: "Who may log in, and which local mailboxes exist." },
     Section { path: "plugins", help: "Mechanism libraries." },
+    Section {
+        path: "plugins.library[]",
+        help: "How one library is run. Libraries without such a table run as their defaults say. Repeat the table for \
+               each one.",
+    },
     Section { path: "spool", help: "Where accepted mail is kept until it is handed on." },
     Section {
         path: "route[]",
         help: "Where mail goes, by recipient domain. The first route that names the domain is taken, then the one \
                for \"*\". Repeat the table for each one.",
     },
+    Section { path: "queue", help: "How long mail is tried." },
     Section {
         path: "limits", help: "Bounds. Those that a listener may set for itself stand there as `limits.…` too."
     },
@@ -225,6 +231,15 @@ pub const OPTIONS: &[Opt] = &[
         reload: Reload::Restart,
         help: "Holds `run/` (lock, sockets), `secrets/`, and by default `spool/` and `auth/`. Made with mode 0700.",
         example: "\"/var/lib/portreeve\"",
+    },
+    Opt {
+        path: "process.sandbox",
+        kind: Kind::Choice(&["best-effort", "require"]),
+        default: Default::Is("\"best-effort\""),
+        reload: Reload::Restart,
+        help: "How processes that run mechanism libraries are locked up (Landlock, seccomp): with what this kernel has, \
+               or not at all started when something is missing. `portreeve status --json` shows what is in force.",
+        example: "\"require\"",
     },
     // Listeners
     Opt {
@@ -560,6 +575,32 @@ pub const OPTIONS: &[Opt] = &[
                LOGIN), `legacy` (CRAM-MD5).",
         example: "[\"standard\", \"legacy\"]",
     },
+    Opt {
+        path: "plugins.library[].id",
+        kind: Kind::Text,
+        default: Default::Required,
+        reload: Reload::Command,
+        help: "Which library: its id, as in `plugins.load`.",
+        example: "\"example\"",
+    },
+    Opt {
+        path: "plugins.library[].runner",
+        kind: Kind::Choice(&["inline", "process"]),
+        default: Default::Unset("`inline` for `standard` and `legacy`, `process` for all others"),
+        reload: Reload::Command,
+        help: "Where it runs. `process`: in a process of its own without network and files; a crash costs the logins \
+               that are under way in it, and a changed file is taken over without a new generation of workers. \
+               `inline`: inside of the workers, where a fault of the library is the worker's.",
+        example: "\"process\"",
+    },
+    Opt {
+        path: "plugins.library[].sha256",
+        kind: Kind::Text,
+        default: Default::Unset("any content"),
+        reload: Reload::Command,
+        help: "The only content that is loaded: 64 hexadecimal digits, as `sha256sum` prints them.",
+        example: "\"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
+    },
     // Spool
     Opt {
         path: "spool.path",
@@ -621,10 +662,11 @@ pub const OPTIONS: &[Opt] = &[
     },
     Opt {
         path: "route[].kind",
-        kind: Kind::Choice(&["maildir", "discard"]),
+        kind: Kind::Choice(&["maildir", "lmtp", "smtp", "discard"]),
         default: Default::Required,
         reload: Reload::Command,
-        help: "`maildir` writes files below `path`; `discard` throws mail away (benches; needs `allow_data_loss = true`).",
+        help: "`maildir` writes files below `path`; `lmtp` hands mail to a mailbox server (RFC 2033), `smtp` to other \
+               mail servers, both at `to`; `discard` throws mail away (benches; needs `allow_data_loss = true`).",
         example: "\"maildir\"",
     },
     Opt {
@@ -635,6 +677,99 @@ pub const OPTIONS: &[Opt] = &[
         help: "Folder of the Maildirs. `%d` stands for the mailbox's domain, `%n` for its name, `%u` for both, `%%` for a \
                per cent sign; without them all mail of the route lands in one Maildir.",
         example: "\"mail/%d/%n\"",
+    },
+    Opt {
+        path: "route[].to",
+        kind: Kind::Words,
+        default: Default::Unset("required for `lmtp` and `smtp`"),
+        reload: Reload::Command,
+        help: "Next hops, best first: `host:port`, `[2001:db8::1]:25` or `unix:PATH`. The first one that works gets \
+               the mail; one that fails is left alone for 10 s, later for up to 5 minutes. `lmtp` is given mailbox \
+               names (aliases are resolved), `smtp` the addresses as they came.",
+        example: "[\"relay1.example.org:587\", \"relay2.example.org:587\"]",
+    },
+    Opt {
+        path: "route[].tls",
+        kind: Kind::Choice(&["off", "opportunistic", "required", "implicit"]),
+        default: Default::Unset("`opportunistic` for `smtp`, `off` for `lmtp`"),
+        reload: Reload::Command,
+        help: "`opportunistic`: STARTTLS when it is offered, with any certificate. `required`: STARTTLS with a \
+               certificate that verifies, or nothing is sent. `implicit`: the same from the first octet (port 465).",
+        example: "\"required\"",
+    },
+    Opt {
+        path: "route[].tls_ca",
+        kind: Kind::Path,
+        default: Default::Unset("the authorities that the system trusts"),
+        reload: Reload::Command,
+        help: "Authorities that next hops' certificates must come from, PEM.",
+        example: "\"/etc/portreeve/relay-ca.pem\"",
+    },
+    Opt {
+        path: "route[].tls_name",
+        kind: Kind::Host,
+        default: Default::Unset("the host in `to`"),
+        reload: Reload::Command,
+        help: "The name that must be in next hops' certificates.",
+        example: "\"relay.example.org\"",
+    },
+    Opt {
+        path: "route[].user",
+        kind: Kind::Text,
+        default: Default::Unset("no login"),
+        reload: Reload::Command,
+        help: "Log in to next hops as this user: SCRAM-SHA-256 or CRAM-MD5, and inside TLS PLAIN or LOGIN.",
+        example: "\"relay-user\"",
+    },
+    Opt {
+        path: "route[].password_file",
+        kind: Kind::Path,
+        default: Default::Unset("required with `user`"),
+        reload: Reload::Command,
+        help: "Its first line is the password. The server's user must be able to read it, and nobody else.",
+        example: "\"/etc/portreeve/relay-password\"",
+    },
+    Opt {
+        path: "route[].connections",
+        kind: Kind::Count { min: 1, max: 64 },
+        default: Default::Is("4"),
+        reload: Reload::Command,
+        help: "Connections to the route's next hops at the same time. Each has a thread.",
+        example: "10",
+    },
+    Opt {
+        path: "route[].timeout",
+        kind: Kind::Duration { min: SECOND, max: 15 * MINUTE },
+        default: Default::Is("\"5m\""),
+        reload: Reload::Command,
+        help: "Longest wait for a next hop's reply, where RFC 5321 does not ask for less. Six times this, and a second \
+               for each KiB, are given to a whole message.",
+        example: "\"60s\"",
+    },
+    // The queue
+    Opt {
+        path: "queue.expire",
+        kind: Kind::Duration { min: MINUTE, max: 30 * 24 * HOUR },
+        default: Default::Is("\"120h\""),
+        reload: Reload::Command,
+        help: "How old a message may become before it is given up and its sender, when it had logged in, gets a report.",
+        example: "\"48h\"",
+    },
+    Opt {
+        path: "queue.retry",
+        kind: Kind::Duration { min: SECOND, max: HOUR },
+        default: Default::Is("\"30s\""),
+        reload: Reload::Command,
+        help: "Time to the second attempt; later ones come after twice as long each.",
+        example: "\"2m\"",
+    },
+    Opt {
+        path: "queue.retry_max",
+        kind: Kind::Duration { min: SECOND, max: 24 * HOUR },
+        default: Default::Is("\"1h\""),
+        reload: Reload::Command,
+        help: "Longest time between two attempts.",
+        example: "\"30m\"",
     },
     // Limits
     Opt {

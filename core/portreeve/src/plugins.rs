@@ -1,12 +1,15 @@
-//! Mechanism libraries: found, vetted and sealed by whoever may read them, loaded by workers.
+//! Mechanism libraries: found, vetted and sealed by whoever may read them, loaded by workers. What their authors
+//! need (`check`, `run`, `new` and so on) is in `author`.
+
+mod author;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use plugin_host::{Demands, Note, Registry, Vetted};
+use plugin_host::{Complain, Demands, Inspection, Note, Registry, Vetted};
 use smtp::listener::AuthOffer;
 
 use crate::certificates::halves;
@@ -27,6 +30,15 @@ pub struct Library {
     pub note: Note,
     /// Of its content.
     pub sha256: [u8; 32],
+    /// It runs in a process of its own.
+    pub process: bool,
+}
+
+impl Library {
+    /// The names of its mechanisms.
+    pub fn mechanisms(&self) -> Vec<String> {
+        self.note.mechanisms.keys().map(|name| name.as_str().to_owned()).collect()
+    }
 }
 
 /// Finds and vets all libraries, without running anything of them, and looks for every mechanism that a
@@ -37,13 +49,14 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
     for (index, id) in config.plugins.load.iter().enumerate() {
         let span = config.written.entries.contains_key("plugins.load");
         let span = span.then(|| config.written.element("plugins.load", index));
-        match vet(id, &config.plugins.path) {
+        match vet(id, &config.plugins.path, config.plugins.sha256(id)) {
             Ok(Vetted { fd, note, sha256, path, remarks }) => {
                 for remark in remarks {
                     let remedy = "others could put another library there: install it elsewhere on a real server";
                     report.warning(span.clone(), "plugins.load", remark, remedy);
                 }
-                libraries.push(Library { id: id.clone(), path, fd, note, sha256 });
+                let process = config.plugins.is_process(id);
+                libraries.push(Library { id: id.clone(), path, fd, note, sha256, process });
             }
             Err(error) => {
                 let (cause, remedy) = halves(&error);
@@ -96,15 +109,19 @@ fn bundled_in(mechanism: &str) -> Option<&'static str> {
     }
 }
 
-fn vet(id: &str, path: &[PathBuf]) -> Result<Vetted, String> {
+fn vet(id: &str, path: &[PathBuf], sha256: Option<[u8; 32]>) -> Result<Vetted, String> {
     let found = plugin_host::resolve(id, path).map_err(|error| error.to_string())?;
-    let demands = Demands { ownership: found.ownership(), sha256: None };
+    let demands = Demands { ownership: found.ownership(), sha256 };
     plugin_host::vet(&found.path, &demands).map_err(|error| error.to_string())
 }
 
 /// Loads vetted libraries into this process.
-pub fn load(libraries: impl IntoIterator<Item = (String, OwnedFd, PathBuf)>) -> Result<Registry, String> {
+pub fn load(
+    libraries: impl IntoIterator<Item = (String, OwnedFd, PathBuf)>,
+    complain: Option<Complain>,
+) -> Result<Registry, String> {
     let mut registry = Registry::new();
+    complain.into_iter().for_each(|complain| registry.on_fault(complain));
     for (id, fd, origin) in libraries {
         registry.load(&id, fd, &origin).map_err(|error| error.to_string())?;
     }
@@ -117,7 +134,7 @@ pub fn load_here(libraries: &[Library]) -> Result<Registry, String> {
         let fd = library.fd.try_clone().map_err(|error| format!("{}: {error}", library.path.display()))?;
         Ok((library.id.clone(), fd, library.path.clone()))
     });
-    load(copies.collect::<Result<Vec<_>, String>>()?)
+    load(copies.collect::<Result<Vec<_>, String>>()?, None)
 }
 
 /// `portreeve plugin …`
@@ -132,10 +149,12 @@ pub fn command(command: &PluginCommand) -> ExitCode {
                 None => ExitCode::from(exit::CONFIGURATION),
             }
         }
-        PluginCommand::Inspect { file } => match inspect(file) {
-            Ok(text) => terminal::print(&text),
-            Err(error) => terminal::fail(exit::FAILURE, error),
+        PluginCommand::Inspect { file, json } => match plugin_host::inspect(file) {
+            Ok(found) if *json => terminal::print(&format!("{:#}\n", inspected(&found))),
+            Ok(found) => terminal::print(&inspect(&found)),
+            Err(error) => terminal::fail(exit::NO_PLUGIN, error),
         },
+        other => author::command(other),
     }
 }
 
@@ -145,9 +164,10 @@ fn list(libraries: &[Library]) -> String {
         let mechanisms: Vec<&str> = library.note.mechanisms.keys().map(|name| name.as_str()).collect();
         let _ = writeln!(
             to,
-            "{:<10} {:<8} runner inline  {:<24} sha256 {}…  {}",
+            "{:<10} {:<8} runner {:<7}  {:<24} sha256 {}…  {}",
             library.id,
             library.note.version,
+            if library.process { "process" } else { "inline" },
             mechanisms.join(" "),
             &hex(&library.sha256)[..12],
             library.path.display()
@@ -160,8 +180,19 @@ fn hex(octets: &[u8]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
-fn inspect(file: &Path) -> Result<String, String> {
-    let found = plugin_host::inspect(file).map_err(|error| error.to_string())?;
+/// For programs.
+fn inspected(found: &Inspection) -> serde_json::Value {
+    let note = &found.note;
+    let mechanisms: serde_json::Map<_, _> =
+        note.mechanisms.iter().map(|(name, needs)| (name.as_str().to_owned(), needs.clone().into())).collect();
+    serde_json::json!({
+        "id": note.id, "version": note.version, "abi": format!("{}.{}", note.abi.0, note.abi.1), "build": note.build,
+        "mechanisms": mechanisms, "backends": note.backends, "needs": found.needed, "octets": found.octets,
+        "sha256": hex(&found.sha256),
+    })
+}
+
+fn inspect(found: &Inspection) -> String {
     let note = &found.note;
     let mut to = String::new();
     let _ = writeln!(to, "id          {}", note.id);
@@ -177,5 +208,5 @@ fn inspect(file: &Path) -> Result<String, String> {
     }
     let _ = writeln!(to, "needs       {}", found.needed.join(" "));
     let _ = writeln!(to, "size        {} octets\nsha256      {}", found.octets, hex(&found.sha256));
-    Ok(to)
+    to
 }

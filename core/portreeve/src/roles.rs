@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use link::Role;
+use sasl::MechanismName;
 use serde_json::{Value, json};
 use supervisor::child::{self, Requested, Startup};
 use telemetry::{Event, EventSender, Level};
@@ -15,10 +16,12 @@ use zeroize::Zeroizing;
 
 use crate::cli::exit;
 use crate::config::{self, Config};
+use crate::plugins::Library;
 
 mod control;
 mod delivery;
 mod directory;
+mod mechanism_host;
 mod worker;
 
 /// Names this build: supervisor and children are of one.
@@ -30,6 +33,8 @@ pub struct Told {
     pub config: Config,
     /// Who vouches for clients, of each listener, PEM: files that only the supervisor reads.
     pub client_authorities: Vec<Option<String>>,
+    /// Libraries with processes of their own, and their mechanisms.
+    pub runners: Vec<(String, Vec<MechanismName>)>,
     /// Whether somebody watches standard error.
     pub terminal: bool,
     /// And wants colour there.
@@ -38,11 +43,19 @@ pub struct Told {
 
 impl Told {
     /// The octets that go to children.
-    pub fn encode(config: &Config, client_authorities: &[Option<String>], terminal: bool, colour: bool) -> Vec<u8> {
+    pub fn encode(
+        config: &Config,
+        client_authorities: &[Option<String>],
+        libraries: &[Library],
+        terminal: bool,
+        colour: bool,
+    ) -> Vec<u8> {
+        let runners = libraries.iter().filter(|library| library.process);
+        let runners: Vec<_> = runners.map(|library| json!([library.id, library.mechanisms()])).collect();
         let file = std::path::absolute(&config.file).unwrap_or_else(|_| config.file.clone());
         let value = json!({
             "file": file.to_string_lossy(), "text": &*config.text, "client_authorities": client_authorities,
-            "terminal": terminal, "colour": colour,
+            "runners": runners, "terminal": terminal, "colour": colour,
         });
         value.to_string().into_bytes()
     }
@@ -56,7 +69,20 @@ impl Told {
         let config = config.ok_or_else(|| format!("configuration: {}", report.render(false)))?;
         let bundles = value["client_authorities"].as_array().map(Vec::as_slice).unwrap_or_default();
         let client_authorities = bundles.iter().map(|bundle| bundle.as_str().map(str::to_owned)).collect();
-        Ok(Told { config, client_authorities, terminal: value["terminal"] == true, colour: value["colour"] == true })
+        let names = |value: &Value| -> Vec<MechanismName> {
+            let names = value.as_array().map(Vec::as_slice).unwrap_or_default();
+            names.iter().filter_map(|name| MechanismName::parse(name.as_str()?.as_bytes())).collect()
+        };
+        let runners = value["runners"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let runners =
+            runners.iter().filter_map(|runner| Some((runner[0].as_str()?.to_owned(), names(&runner[1])))).collect();
+        Ok(Told {
+            config,
+            client_authorities,
+            runners,
+            terminal: value["terminal"] == true,
+            colour: value["colour"] == true,
+        })
     }
 }
 
@@ -102,7 +128,8 @@ pub fn run(requested: Result<Requested, String>) -> ExitCode {
         Role::Directory => directory::run(startup),
         Role::Delivery => delivery::run(startup),
         Role::Control => control::run(startup),
-        role => give_up(&startup.supervisor, &format!("{role}: not a process of this program")),
+        Role::MechanismHost => mechanism_host::run(startup),
+        role @ Role::Supervisor => give_up(&startup.supervisor, &format!("{role}: not a process of this program")),
     }
 }
 

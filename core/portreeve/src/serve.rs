@@ -149,6 +149,7 @@ impl Program {
             configuration: Told::encode(
                 &config,
                 &client_authorities,
+                &libraries,
                 std::io::stderr().is_terminal(),
                 terminal::color(),
             ),
@@ -156,6 +157,8 @@ impl Program {
             plugins: libraries
                 .into_iter()
                 .map(|library| Plugin {
+                    mechanisms: library.mechanisms(),
+                    process: library.process,
                     id: library.id,
                     origin: library.path.display().to_string(),
                     library: Arc::new(library.fd),

@@ -99,13 +99,7 @@ impl OwnedStep {
     fn copy(flat: Flat<'_>) -> Self {
         let mut octets = Secret::new(Vec::with_capacity(flat.parts.iter().map(|part| part.len()).sum()));
         flat.parts.iter().for_each(|part| octets.buffer().extend_from_slice(part));
-        Self {
-            action: flat.action,
-            arg: flat.arg,
-            last: flat.last,
-            octets,
-            lengths: flat.parts.map(<[u8]>::len),
-        }
+        Self { action: flat.action, arg: flat.arg, last: flat.last, octets, lengths: flat.parts.map(<[u8]>::len) }
     }
 
     /// The step.

@@ -454,6 +454,10 @@ pub trait Mechanism: Send + Sync {
     fn is_available(&self) -> bool {
         true
     }
+    /// Into quarantine or out of it, because somebody else decided so.
+    fn set_available(&self, available: bool) {
+        let _ = available;
+    }
     /// Takes it out of service: it broke a promise that the login depends on.
     fn quarantine(&self) {}
     /// The exchange ended, by any cause, after at least one step. The host wipes `state` afterwards.

@@ -79,7 +79,7 @@ pub struct Startup {
     pub limits: Option<(OwnedFd, usize)>,
     /// Secrets that the nodes of a fleet share; empty when there are none.
     pub secrets: Vec<u8>,
-    /// Vetted mechanism libraries (a worker only).
+    /// Vetted mechanism libraries (a worker, a mechanism-host).
     pub plugins: Vec<Plugin>,
     /// Certificates and keys, in the program's own form (a worker only).
     pub certificates: Vec<u8>,
@@ -89,6 +89,10 @@ pub struct Startup {
     pub listeners: Vec<Listener>,
     /// Links to other processes that were there before us.
     pub peers: Vec<Peer>,
+    /// Links to mechanism-hosts (a worker only).
+    pub runners: Vec<Runner>,
+    /// Mechanisms in quarantine (a worker only).
+    pub quarantine: Vec<String>,
     /// The way back.
     pub supervisor: Supervisor,
 }
@@ -102,6 +106,19 @@ pub struct Peer {
     pub shard: usize,
     /// The other process' number.
     pub instance: u32,
+    /// Our end.
+    pub link: Link,
+}
+
+/// A link to a mechanism-host.
+#[derive(Debug)]
+pub struct Runner {
+    /// The library's id.
+    pub id: String,
+    /// Which of our shards it is for.
+    pub shard: usize,
+    /// Which edition of the library.
+    pub generation: u32,
     /// Our end.
     pub link: Link,
 }
@@ -135,6 +152,15 @@ pub struct Plugin {
 pub enum Later {
     /// A link to a process that is new; replaces the link to its predecessor.
     Peer(Peer),
+    /// A link to a mechanism-host that is new.
+    Runner(Runner),
+    /// A mechanism must not be offered any more, or may be again.
+    Quarantine {
+        /// Its name.
+        mechanism: String,
+        /// It may be again.
+        over: bool,
+    },
     /// The configuration changed (never sent to workers). Apply it, or finish and exit with 0: then the
     /// supervisor starts the role again with it.
     Configuration(Vec<u8>),
@@ -181,6 +207,7 @@ fn collect(role: Role, supervisor: Supervisor) -> Result<Startup, String> {
     let (mut configuration, mut board, mut limits) = (None, None, None);
     let (mut secrets, mut certificates, mut ticket_keys) = (Vec::new(), Vec::new(), Vec::new());
     let (mut plugins, mut listeners, mut peers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut runners, mut quarantine) = (Vec::new(), Vec::new());
     let mut packet = Vec::new();
     let mut started = false;
     while !started {
@@ -214,6 +241,10 @@ fn collect(role: Role, supervisor: Supervisor) -> Result<Startup, String> {
                 (Message::Peer { role, shard, instance }, Some(fd)) => {
                     peers.push(peer(*role, *shard, *instance, fd).map_err(bad)?);
                 }
+                (Message::Runner { id, shard, generation }, Some(fd)) => {
+                    runners.push(runner(id, *shard, *generation, fd).map_err(bad)?);
+                }
+                (Message::Quarantine { mechanism, over: false, .. }, _) => quarantine.push((*mechanism).to_owned()),
                 (Message::Start, _) => started = true,
                 // Told to go before it began; the caller learns it at its first look.
                 (Message::Stop | Message::Drain { .. }, _) => return Err("stopped while starting".to_owned()),
@@ -222,7 +253,9 @@ fn collect(role: Role, supervisor: Supervisor) -> Result<Startup, String> {
         }
     }
     let configuration = configuration.ok_or("the supervisor sent no configuration")?;
-    let (board, slot) = board.ok_or("the supervisor sent no telemetry board")?;
+    // Strangers' code gets no page that others believe in.
+    let own = || Board::create(1).map(|board| (board, 0)).ok().filter(|_| role == Role::MechanismHost);
+    let (board, slot) = board.or_else(own).ok_or("the supervisor sent no telemetry board")?;
     let slot = board.slot(slot).ok_or("the telemetry board has no such slot")?;
     Ok(Startup {
         role,
@@ -236,12 +269,18 @@ fn collect(role: Role, supervisor: Supervisor) -> Result<Startup, String> {
         ticket_keys,
         listeners,
         peers,
+        runners,
+        quarantine,
         supervisor,
     })
 }
 
 fn peer(role: Role, shard: u16, instance: u32, fd: OwnedFd) -> io::Result<Peer> {
     Ok(Peer { role, shard: usize::from(shard), instance, link: Link::from_fd(fd)? })
+}
+
+fn runner(id: &str, shard: u16, generation: u32, fd: OwnedFd) -> io::Result<Runner> {
+    Ok(Runner { id: id.to_owned(), shard: usize::from(shard), generation, link: Link::from_fd(fd)? })
 }
 
 /// A child's link to its supervisor. Wait for it in a poll loop (it is [`AsFd`]) or on a thread of its own
@@ -297,6 +336,21 @@ impl Supervisor {
         self.say(&Message::Failed { text })
     }
 
+    /// A mechanism broke what nobody may break: no worker should offer it any more.
+    pub fn quarantine(&self, mechanism: &str, cause: &str) -> io::Result<()> {
+        self.say(&Message::Quarantine { mechanism, cause, over: false })
+    }
+
+    /// A mechanism-host does not answer any more.
+    pub fn stuck(&self, id: &str, generation: u32) -> io::Result<()> {
+        self.say(&Message::Stuck { id, generation })
+    }
+
+    /// How this process is locked up.
+    pub fn sandbox(&self, text: &str) -> io::Result<()> {
+        self.say(&Message::Sandbox { text })
+    }
+
     /// Frames of a kind that this version does not know.
     pub fn unknown(&self) -> u64 {
         self.unknown
@@ -336,6 +390,8 @@ fn later(item: Item<'_>) -> io::Result<Option<Later>> {
     let (id, message, fd) = item?;
     Ok(Some(match (message, fd) {
         (Message::Peer { role, shard, instance }, Some(fd)) => Later::Peer(peer(role, shard, instance, fd)?),
+        (Message::Runner { id, shard, generation }, Some(fd)) => Later::Runner(runner(id, shard, generation, fd)?),
+        (Message::Quarantine { mechanism, over, .. }, _) => Later::Quarantine { mechanism: mechanism.to_owned(), over },
         (Message::Config, Some(fd)) => Later::Configuration(sealed::read(fd.as_fd())?),
         (Message::Certificates, Some(fd)) => Later::Certificates(sealed::read(fd.as_fd())?),
         (Message::TicketKeys(octets), _) => Later::TicketKeys(octets.to_vec()),

@@ -18,7 +18,7 @@ pub struct Plan {
     pub configuration: Vec<u8>,
     /// Where clients come in.
     pub listeners: Vec<Listener>,
-    /// Vetted mechanism libraries, for workers.
+    /// Vetted mechanism libraries, for workers or for processes of their own.
     pub plugins: Vec<Plugin>,
     /// Certificates and keys in the program's own form, for workers.
     pub certificates: Vec<u8>,
@@ -55,16 +55,36 @@ pub struct Plugin {
     pub origin: String,
     /// Its content, a sealed memfd ([`link::sealed`]): what was vetted is what is loaded.
     pub library: Arc<OwnedFd>,
+    /// It runs in a process of its own, not in workers.
+    pub process: bool,
+    /// The mechanisms that it offers.
+    pub mechanisms: Vec<String>,
 }
 
 impl Plugin {
-    fn same(&self, other: &Plugin) -> bool {
+    pub(crate) fn same(&self, other: &Plugin) -> bool {
         let content = |plugin: &Plugin| link::sealed::read(plugin.library.as_fd()).ok();
-        self.id == other.id && self.origin == other.origin && content(self) == content(other)
+        (&self.id, &self.origin, self.process) == (&other.id, &other.origin, other.process)
+            && content(self) == content(other)
     }
 }
 
 impl Plan {
+    /// Whether `next` differs in nothing but the content of libraries that have processes of their own, and
+    /// perhaps certificates: then workers go on.
+    pub(crate) fn differs_in_processes_only(&self, next: &Plan) -> bool {
+        self.configuration == next.configuration
+            && self.listeners == next.listeners
+            && self.secrets == next.secrets
+            && (self.workers, self.shards) == (next.workers, next.shards)
+            && self.plugins.len() == next.plugins.len()
+            && self.plugins.iter().zip(&next.plugins).all(|(ours, theirs)| {
+                let replaced = ours.process && theirs.process && ours.id == theirs.id;
+                ours.same(theirs) || replaced && ours.mechanisms == theirs.mechanisms
+            })
+            && self.plugins.iter().zip(&next.plugins).any(|(ours, theirs)| !ours.same(theirs))
+    }
+
     /// Whether `next` differs only in what workers can exchange while they run.
     pub(crate) fn differs_in_certificates_only(&self, next: &Plan) -> bool {
         self.certificates != next.certificates

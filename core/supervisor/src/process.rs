@@ -46,8 +46,12 @@ pub(crate) struct Process {
     pub(crate) instance: u32,
     /// Of workers; 0 for the others, which belong to none.
     pub(crate) generation: u32,
-    /// Which worker of its generation.
+    /// Which worker of its generation; which edition of a library.
     pub(crate) index: usize,
+    /// Whose mechanisms it runs.
+    pub(crate) library: Option<String>,
+    /// How a mechanism-host is locked up.
+    pub(crate) sandbox: String,
     /// Links that it has to the directory.
     pub(crate) shards: u16,
     /// On the telemetry board.
@@ -78,6 +82,7 @@ pub(crate) struct Post {
     pub(crate) instance: u32,
     pub(crate) generation: u32,
     pub(crate) index: usize,
+    pub(crate) library: Option<String>,
     pub(crate) shards: u16,
     pub(crate) slot: usize,
     pub(crate) row: Option<usize>,
@@ -97,15 +102,21 @@ impl Process {
         if post.role != Role::Control {
             command.stdout(Stdio::null());
         }
+        // A stranger's code has nothing to say on the operator's terminal; its log comes another way.
+        if post.role == Role::MechanismHost {
+            command.stderr(Stdio::null());
+        }
         let child = sys::spawn(&mut command, theirs)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
         let ended = pidfd_open(pid, PidfdFlags::empty())?;
-        let Post { role, instance, generation, index, shards, slot, row } = post;
+        let Post { role, instance, generation, index, library, shards, slot, row } = post;
         Ok(Process {
             role,
             instance,
             generation,
             index,
+            library,
+            sandbox: String::new(),
             shards,
             slot,
             row,
@@ -221,6 +232,7 @@ impl Process {
                     7 => " (SIGBUS)",
                     9 => " (SIGKILL: out of memory, or killed by hand)",
                     11 => " (SIGSEGV)",
+                    14 => " (SIGALRM: a step did not end)",
                     15 => " (SIGTERM)",
                     31 => " (SIGSYS: a system call that the sandbox forbids)",
                     _ => "",

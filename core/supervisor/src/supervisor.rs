@@ -1,6 +1,6 @@
 //! The loop: wait for children, signals, orders; start what is missing, bury what is dead.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use telemetry::{Board, Counter, Event, Gauge, Level, Slot};
 
-use crate::plan::{Changes, Hooks, Options, Plan};
+use crate::plan::{Changes, Hooks, Options, Plan, Plugin};
 use crate::process::{Phase, Post, Process};
 use crate::sockets::{Bound, Lock, Sockets};
 
@@ -36,6 +36,14 @@ const EVENTS_MAX: usize = 256;
 const WAITING_MAX: usize = 64;
 /// Packets read from one child before the others have their turn.
 const PACKETS_PER_TURN: usize = 64;
+
+/// A library whose process died so often within a minute is not started again before the next reload.
+const DEATHS_MAX: usize = 5;
+const DEATHS_WITHIN: Duration = Duration::from_secs(60);
+/// Older editions of libraries that still finish exchanges; further reloads wait.
+const LEAVING_MAX: usize = 16;
+/// Most libraries with processes of their own, for the size of the board.
+const HOSTS_MAX: usize = 64;
 
 const SINGLETONS: [Role; 3] = [Role::Directory, Role::Delivery, Role::Control];
 
@@ -106,6 +114,12 @@ pub struct Supervisor<H> {
     /// Reloads that wait until the older generation is gone; who asked.
     waiting: Vec<Option<Asker>>,
     backoffs: HashMap<(Role, usize), Backoff>,
+    /// Libraries with processes of their own.
+    editions: Vec<Edition>,
+    /// Numbers given to editions so far.
+    editions_made: u32,
+    /// Mechanisms that nobody may offer, and why.
+    quarantine: BTreeMap<String, String>,
     /// Every process of the first generation was ready once.
     serving: bool,
     stopping: Option<Stopping>,
@@ -124,7 +138,29 @@ pub struct Supervisor<H> {
 struct Pending {
     plan: Arc<Plan>,
     generation: u32,
+    /// Workers change, too; else only libraries do.
+    workers: bool,
     asker: Option<Asker>,
+}
+
+/// One content of a library's file, and the process that runs it.
+struct Edition {
+    /// Unique while the supervisor lives, rising: its generation for workers, its post for us.
+    number: u32,
+    plugin: Plugin,
+    state: EditionState,
+    deaths: VecDeque<Instant>,
+    /// It died too often.
+    given_up: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EditionState {
+    /// Part of a reload that is not done.
+    Coming,
+    Current,
+    /// Finishes its exchanges.
+    Leaving,
 }
 
 /// An administrator behind a control process.
@@ -151,6 +187,9 @@ enum Said {
     Ready,
     Drained,
     Failed(String),
+    Quarantine(String, String),
+    Stuck(String, u32),
+    Sandbox(String),
     Status(u64),
     Reload(u64),
     Drain(u64, u32),
@@ -171,7 +210,7 @@ impl<H: Hooks> Supervisor<H> {
         sockets.bind(&plan.listeners).map_err(Error)?;
         // Two generations of as many workers as can ever share the sockets out, and the others.
         let rows = (2 * per_address).min(2 * WORKERS_MAX);
-        let board = Board::create(rows + 12).map_err(system)?;
+        let board = Board::create(rows + 12 + HOSTS_MAX).map_err(system)?;
         let slot = board
             .claim(0, Role::Supervisor, std::process::id(), unix_ms())
             .ok_or_else(|| Error("supervisor: the telemetry board has no slot for the supervisor".to_owned()))?;
@@ -187,7 +226,7 @@ impl<H: Hooks> Supervisor<H> {
             None
         };
         let (orders, received) = mpsc::channel();
-        let supervisor = Supervisor {
+        let mut supervisor = Supervisor {
             options,
             hooks,
             plan: Arc::new(plan),
@@ -202,6 +241,9 @@ impl<H: Hooks> Supervisor<H> {
             pending: None,
             waiting: Vec::new(),
             backoffs: HashMap::new(),
+            editions: Vec::new(),
+            editions_made: 0,
+            quarantine: BTreeMap::new(),
             serving: false,
             stopping: None,
             interrupts: 0,
@@ -213,6 +255,8 @@ impl<H: Hooks> Supervisor<H> {
             signals,
             _lock: lock,
         };
+        let plan = Arc::clone(&supervisor.plan);
+        supervisor.new_editions(&plan, EditionState::Current);
         Ok((supervisor, Handle { orders, wake: Arc::new(waker) }))
     }
 
@@ -256,11 +300,24 @@ impl<H: Hooks> Supervisor<H> {
                 self.fill(role, 0, 0);
             }
         }
+        // Before the workers, which want links to them.
+        let missing = |edition: &&Edition| {
+            let is_it =
+                |process: &Process| process.role == Role::MechanismHost && process.index == edition.number as usize;
+            edition.state != EditionState::Leaving && !edition.given_up && !self.processes.iter().any(is_it)
+        };
+        let missing: Vec<u32> = self.editions.iter().filter(missing).map(|edition| edition.number).collect();
+        missing.into_iter().for_each(|number| self.fill(Role::MechanismHost, number, number as usize));
         if self.stopping.is_some() {
             return;
         }
         let mut generations = vec![(self.generation, self.plan.workers)];
-        generations.extend(self.pending.as_ref().map(|pending| (pending.generation, pending.plan.workers)));
+        generations.extend(
+            self.pending
+                .as_ref()
+                .filter(|pending| pending.workers)
+                .map(|pending| (pending.generation, pending.plan.workers)),
+        );
         for (generation, workers) in generations {
             for index in 0..workers {
                 let is_it = |process: &Process| {
@@ -288,7 +345,9 @@ impl<H: Hooks> Supervisor<H> {
 
     fn start(&mut self, role: Role, generation: u32, index: usize) -> io::Result<()> {
         let plan = match &self.pending {
-            Some(pending) if role == Role::Worker && pending.generation == generation => Arc::clone(&pending.plan),
+            Some(pending) if role == Role::Worker && pending.workers && pending.generation == generation => {
+                Arc::clone(&pending.plan)
+            }
             _ => Arc::clone(&self.plan),
         };
         let worker = role == Role::Worker;
@@ -301,13 +360,16 @@ impl<H: Hooks> Supervisor<H> {
         let shards = if worker { u16::try_from(plan.shards).unwrap_or(u16::MAX) } else { 0 };
         self.instances += 1;
         let instance = self.instances;
-        let post = Post { role, instance, generation, index, shards, slot, row: row.flatten() };
+        let edition = self.editions.iter().find(|edition| edition.number as usize == index);
+        let plugin = edition.filter(|_| role == Role::MechanismHost).map(|edition| edition.plugin.clone());
+        let library = plugin.as_ref().map(|plugin| plugin.id.clone());
+        let post = Post { role, instance, generation, index, library, shards, slot, row: row.flatten() };
         let mut new = Process::start(&self.options, post)?;
         self.board.claim(slot, role, new.pid(), unix_ms());
 
         // From here on failing would leave a process behind: it ends when `new`'s link is dropped, and is
         // waited for below.
-        let told = self.tell_beginning(&mut new, &plan);
+        let told = self.tell_beginning(&mut new, &plan, plugin.as_ref());
         if let Err(error) = told {
             new.end();
             self.board.retire(slot);
@@ -315,30 +377,42 @@ impl<H: Hooks> Supervisor<H> {
         }
         self.processes.push(new);
         let event = Event::log("process.started", Level::Info, unix_ms());
-        self.tell(
-            event.word("role", role.name()).number("instance", instance.into()).number("generation", generation.into()),
-        );
+        let event = event.word("role", role.name()).number("instance", instance.into());
+        let event = event.number("generation", generation.into());
+        self.tell(match plugin {
+            Some(plugin) => event.word("plugin", plugin.id),
+            None => event,
+        });
         Ok(())
     }
 
     /// Everything between Hello and Ready.
-    fn tell_beginning(&mut self, new: &mut Process, plan: &Plan) -> io::Result<()> {
+    fn tell_beginning(&mut self, new: &mut Process, plan: &Plan, own: Option<&Plugin>) -> io::Result<()> {
         let slot = u32::try_from(new.slot).unwrap_or(u32::MAX);
         new.say(&Message::Config, Some(sealed::create("configuration", &plan.configuration)?));
-        new.say(&Message::Board { slot }, Some(self.board.as_fd().try_clone_to_owned()?));
-        if new.role != Role::Control {
-            new.say(&Message::Secrets(&plan.secrets), None);
+        // Strangers' code gets its library, and nothing that others believe in or keep for themselves.
+        if let Some(plugin) = own {
+            let message = Message::Plugin { id: &plugin.id, origin: &plugin.origin };
+            new.say(&message, Some(plugin.library.try_clone()?));
+        } else {
+            new.say(&Message::Board { slot }, Some(self.board.as_fd().try_clone_to_owned()?));
+            if new.role != Role::Control {
+                new.say(&Message::Secrets(&plan.secrets), None);
+            }
         }
         if let Some(row) = new.row {
             let row = u32::try_from(row).unwrap_or(u32::MAX);
             new.say(&Message::Limits { row }, Some(self.limits.as_fd().try_clone_to_owned()?));
-            for plugin in &plan.plugins {
+            for plugin in plan.plugins.iter().filter(|plugin| !plugin.process) {
                 let message = Message::Plugin { id: &plugin.id, origin: &plugin.origin };
                 new.say(&message, Some(plugin.library.try_clone()?));
             }
             new.say(&Message::Certificates, Some(sealed::create("certificates", &plan.certificates)?));
             new.say(&Message::TicketKeys(&plan.ticket_keys), None);
             self.share_sockets(new, plan)?;
+            for (mechanism, cause) in &self.quarantine {
+                new.say(&Message::Quarantine { mechanism, cause, over: false }, None);
+            }
         }
         for i in 0..self.processes.len() {
             connect(new, &mut self.processes[i])?;
@@ -427,12 +501,12 @@ impl<H: Hooks> Supervisor<H> {
     /// Workers first: they still need the others. Control last: it writes what the others say at the end.
     fn drain_in_order(&mut self) {
         let Some(Stopping { seconds, seconds_max }) = self.stopping else { return };
-        let order = [Role::Worker, Role::Delivery, Role::Directory, Role::Control];
+        let order = [Role::Worker, Role::MechanismHost, Role::Delivery, Role::Directory, Role::Control];
         let next = order.into_iter().find(|role| self.processes.iter().any(|process| process.role == *role));
         for process in self.processes.iter_mut().filter(|process| Some(process.role) == next) {
             match process.role {
                 Role::Worker => process.drain(seconds, seconds_max),
-                Role::Directory => process.stop(),
+                Role::Directory | Role::MechanismHost => process.stop(),
                 _ => process.drain(seconds.min(LAST_SECONDS), seconds_max.min(LAST_SECONDS)),
             }
         }
@@ -490,6 +564,19 @@ impl<H: Hooks> Supervisor<H> {
                 process.patience(Duration::from_secs(5));
             }
             Said::Failed(text) => process.failed = Some(text),
+            Said::Sandbox(text) => process.sandbox = text,
+            Said::Quarantine(mechanism, cause) => self.put_in_quarantine(mechanism, cause),
+            Said::Stuck(id, generation) => {
+                let is_it = |process: &&mut Process| {
+                    process.role == Role::MechanismHost
+                        && process.index == generation as usize
+                        && process.library.as_ref() == Some(&id)
+                };
+                if let Some(host) = self.processes.iter_mut().find(is_it) {
+                    host.failed = Some("it did not answer in time".to_owned());
+                    host.kill();
+                }
+            }
             Said::Status(id) => {
                 let asker = asker(id);
                 let status = self.status();
@@ -526,12 +613,16 @@ impl<H: Hooks> Supervisor<H> {
         if !self.serving {
             let singletons = self.processes.iter().filter(|process| SINGLETONS.contains(&process.role));
             self.serving = all_ready(&self.processes, self.generation, self.plan.workers)
-                && singletons.filter(|process| process.phase == Phase::Ready).count() == SINGLETONS.len();
+                && singletons.filter(|process| process.phase == Phase::Ready).count() == SINGLETONS.len()
+                && self.hosts_ready();
             if self.serving {
                 self.hooks.serving(&self.sockets.bound);
             }
         }
-        let complete = |pending: &mut Pending| all_ready(&self.processes, pending.generation, pending.plan.workers);
+        let hosts_ready = self.hosts_ready();
+        let complete = |pending: &mut Pending| {
+            hosts_ready && (!pending.workers || all_ready(&self.processes, pending.generation, pending.plan.workers))
+        };
         if let Some(pending) = self.pending.take_if(complete) {
             self.commit(pending);
         }
@@ -556,7 +647,21 @@ impl<H: Hooks> Supervisor<H> {
         let listeners = self.sockets.bound.iter().map(
             |bound| json!({ "name": bound.name, "address": bound.address.to_string(), "sockets": bound.sockets.len() }),
         );
-        json!({ "pid": std::process::id(), "generation": self.generation, "draining": self.stopping.is_some(),
+        let libraries = self.editions.iter().map(|edition| {
+            let is_it =
+                |process: &&Process| process.role == Role::MechanismHost && process.index == edition.number as usize;
+            let process = self.processes.iter().find(is_it);
+            json!({ "id": edition.plugin.id, "runner": "process", "generation": edition.number,
+                "mechanisms": edition.plugin.mechanisms, "deaths": edition.deaths.len(),
+                "sandbox": process.map(|process| &process.sandbox), "pid": process.map(Process::pid),
+                "state": match (edition.given_up, edition.state, process) {
+                    (true, ..) => "quarantine",
+                    (_, EditionState::Leaving, _) => "leaving",
+                    (.., Some(process)) => process.phase.name(),
+                    (.., None) => "dead",
+                } })
+        });
+        json!({ "quarantine": self.quarantine, "libraries": libraries.collect::<Vec<_>>(), "pid": std::process::id(), "generation": self.generation, "draining": self.stopping.is_some(),
             "processes": processes, "listeners": listeners.collect::<Vec<_>>() })
         .to_string()
     }
@@ -569,7 +674,8 @@ impl<H: Hooks> Supervisor<H> {
     }
 
     fn reload_if_waiting(&mut self) {
-        if self.pending.is_none() && !self.others_alive() && self.stopping.is_none() && !self.waiting.is_empty() {
+        let busy = self.pending.is_some() || self.others_alive() || self.leaving() >= LEAVING_MAX;
+        if !busy && self.stopping.is_none() && !self.waiting.is_empty() {
             // All who asked meanwhile get what the last would have got.
             let mut askers = std::mem::take(&mut self.waiting);
             let last = askers.pop().flatten();
@@ -584,7 +690,7 @@ impl<H: Hooks> Supervisor<H> {
         if self.stopping.is_some() {
             return self.reply(asker, Err("reload: the supervisor is stopping".to_owned()));
         }
-        if self.pending.is_some() || self.others_alive() {
+        if self.pending.is_some() || self.others_alive() || self.leaving() >= LEAVING_MAX {
             if self.waiting.len() == WAITING_MAX {
                 return self.reply(asker, Err("reload: too many wait already".to_owned()));
             }
@@ -610,10 +716,13 @@ impl<H: Hooks> Supervisor<H> {
                 self.reply(asker, Ok("certificates exchanged".to_owned()));
             }
             Ok(plan) => {
-                self.generations += 1;
+                let workers = !self.plan.differs_in_processes_only(&plan);
+                self.generations += u32::from(workers);
+                let generation = if workers { self.generations } else { self.generation };
+                self.new_editions(&plan, EditionState::Coming);
                 // The new generation's posts are new; an old grudge does not concern them.
                 self.backoffs.retain(|(role, _), _| *role != Role::Worker);
-                self.pending = Some(Pending { plan: Arc::new(plan), generation: self.generations, asker });
+                self.pending = Some(Pending { plan: Arc::new(plan), generation, workers, asker });
             }
         }
     }
@@ -626,13 +735,13 @@ impl<H: Hooks> Supervisor<H> {
 
     /// The whole new generation accepts; the old one may go.
     fn commit(&mut self, pending: Pending) {
-        let Pending { plan, generation, asker } = pending;
+        let Pending { plan, generation, workers, asker } = pending;
         let (seconds, seconds_max) = (plan.drain_seconds, plan.drain_seconds_max.max(plan.drain_seconds));
         let reconfigured = plan.configuration != self.plan.configuration;
         for process in &mut self.processes {
             if process.role == Role::Worker && process.generation != generation {
                 process.drain(seconds, seconds_max);
-            } else if process.role != Role::Worker && reconfigured {
+            } else if !matches!(process.role, Role::Worker | Role::MechanismHost) && reconfigured {
                 match sealed::create("configuration", &plan.configuration) {
                     Ok(fd) => {
                         process.reconfigured = true;
@@ -644,18 +753,39 @@ impl<H: Hooks> Supervisor<H> {
             }
         }
         self.sockets.keep(&plan.listeners);
+        if plan.certificates != self.plan.certificates && !workers {
+            self.spread(Changes { certificates: Some(plan.certificates.clone()), ticket_keys: None });
+        }
+        self.exchange_editions(&plan, seconds, seconds_max);
         self.plan = plan;
         self.generation = generation;
         self.slot.add(Counter::ReloadsOk, 1);
         self.tell(Event::log("reloaded", Level::Info, unix_ms()).number("generation", generation.into()));
         self.hooks.serving(&self.sockets.bound);
-        self.reply(asker, Ok(format!("generation {generation} serves")));
+        self.reply(
+            asker,
+            Ok(match workers {
+                true => format!("generation {generation} serves"),
+                false => "new editions of libraries serve".to_owned(),
+            }),
+        );
     }
 
     fn fail_pending(&mut self, text: &str) {
         let Some(pending) = self.pending.take() else { return };
-        for process in self.processes.iter_mut().filter(|process| process.generation == pending.generation) {
-            process.stop();
+        for process in &mut self.processes {
+            let coming = process.role == Role::MechanismHost
+                && self
+                    .editions
+                    .iter()
+                    .any(|edition| edition.state == EditionState::Coming && edition.number as usize == process.index);
+            let worker = process.role == Role::Worker && pending.workers && process.generation == pending.generation;
+            if coming || worker {
+                process.stop();
+            }
+        }
+        for edition in self.editions.iter_mut().filter(|edition| edition.state == EditionState::Coming) {
+            edition.state = EditionState::Leaving;
         }
         self.sockets.keep(&self.plan.listeners);
         self.reload_failed(pending.asker, text);
@@ -675,6 +805,113 @@ impl<H: Hooks> Supervisor<H> {
         }
         if changes.certificates.is_some() {
             self.slot.add(Counter::CertificateReloadsOk, 1);
+        }
+    }
+
+    // Libraries with processes of their own.
+
+    /// An edition for each library of `plan` whose content no edition has yet.
+    fn new_editions(&mut self, plan: &Plan, state: EditionState) {
+        for plugin in plan.plugins.iter().filter(|plugin| plugin.process) {
+            let has = |edition: &Edition| edition.state == EditionState::Current && edition.plugin.same(plugin);
+            if !self.editions.iter().any(has) {
+                self.editions_made += 1;
+                self.editions.push(Edition {
+                    number: self.editions_made,
+                    plugin: plugin.clone(),
+                    state,
+                    deaths: VecDeque::new(),
+                    given_up: false,
+                });
+            }
+        }
+    }
+
+    /// The new plan holds: its editions serve, the others finish. Whatever was in quarantine gets a new chance.
+    fn exchange_editions(&mut self, plan: &Plan, seconds: u32, seconds_max: u32) {
+        for edition in &mut self.editions {
+            let wanted = plan.plugins.iter().any(|plugin| plugin.process && edition.plugin.same(plugin));
+            edition.state = match edition.state {
+                EditionState::Leaving => EditionState::Leaving,
+                _ if wanted => EditionState::Current,
+                _ => EditionState::Leaving,
+            };
+            edition.given_up = false;
+            edition.deaths.clear();
+        }
+        for process in self.processes.iter_mut().filter(|process| process.role == Role::MechanismHost) {
+            let leaving =
+                |edition: &Edition| edition.state == EditionState::Leaving && edition.number as usize == process.index;
+            if self.editions.iter().any(leaving) {
+                process.drain(seconds, seconds_max);
+            }
+        }
+        self.forget_editions();
+        for (mechanism, _) in std::mem::take(&mut self.quarantine) {
+            self.tell_workers(&Message::Quarantine { mechanism: &mechanism, cause: "", over: true });
+        }
+    }
+
+    /// Those that are wanted no more and whose process is gone.
+    fn forget_editions(&mut self) {
+        let processes = &self.processes;
+        self.editions.retain(|edition| {
+            edition.state != EditionState::Leaving
+                || processes
+                    .iter()
+                    .any(|process| process.role == Role::MechanismHost && process.index == edition.number as usize)
+        });
+    }
+
+    fn leaving(&self) -> usize {
+        self.editions.iter().filter(|edition| edition.state == EditionState::Leaving).count()
+    }
+
+    /// Whether every library that should run does, save for those that were given up.
+    fn hosts_ready(&self) -> bool {
+        self.editions.iter().all(|edition| {
+            let ready = |process: &Process| {
+                process.role == Role::MechanismHost
+                    && process.index == edition.number as usize
+                    && process.phase == Phase::Ready
+            };
+            edition.state == EditionState::Leaving || edition.given_up || self.processes.iter().any(ready)
+        })
+    }
+
+    /// No worker offers this mechanism any more, until the next reload.
+    fn put_in_quarantine(&mut self, mechanism: String, cause: String) {
+        if self.quarantine.contains_key(&mechanism) {
+            return;
+        }
+        self.tell_workers(&Message::Quarantine { mechanism: &mechanism, cause: &cause, over: false });
+        let event = Event::log("plugin.quarantined", Level::Error, unix_ms()).word("mechanism", mechanism.clone());
+        self.tell(event.untrusted("cause", cause.as_bytes()));
+        self.quarantine.insert(mechanism, cause);
+    }
+
+    fn tell_workers(&mut self, message: &Message<'_>) {
+        for process in self.processes.iter_mut().filter(|process| process.role == Role::Worker) {
+            process.say(message, None);
+        }
+    }
+
+    /// A mechanism-host died. It is replaced at once, unless that has happened too often.
+    fn edition_died(&mut self, number: usize, cause: &str) {
+        let now = Instant::now();
+        let Some(edition) = self.editions.iter_mut().find(|edition| edition.number as usize == number) else { return };
+        if edition.state == EditionState::Leaving {
+            return self.forget_editions();
+        }
+        edition.deaths.push_back(now);
+        edition.deaths.retain(|then| now.duration_since(*then) < DEATHS_WITHIN);
+        if edition.deaths.len() >= DEATHS_MAX {
+            edition.given_up = true;
+            let cause =
+                format!("the process of plugin {} died {DEATHS_MAX} times within a minute: {cause}", edition.plugin.id);
+            for mechanism in edition.plugin.mechanisms.clone() {
+                self.put_in_quarantine(mechanism, cause.clone());
+            }
         }
     }
 
@@ -703,6 +940,12 @@ impl<H: Hooks> Supervisor<H> {
         }
         self.next_second = now + Duration::from_secs(1);
         self.slot.heartbeat(unix_ms());
+        // They have no page of the board.
+        for host in self.processes.iter().filter(|process| process.role == Role::MechanismHost) {
+            if let Some(slot) = self.board.slot(host.slot) {
+                slot.heartbeat(unix_ms());
+            }
+        }
         let alive: std::collections::BTreeSet<u32> = self
             .processes
             .iter()
@@ -739,6 +982,9 @@ impl<H: Hooks> Supervisor<H> {
             }
             let asked = matches!(process.phase, Phase::Draining | Phase::Stopping)
                 || process.reconfigured && status.code() == Some(0);
+            if asked && process.role == Role::MechanismHost {
+                self.forget_editions();
+            }
             if asked {
                 let level = if status.success() { Level::Info } else { Level::Warning };
                 let mut event = Event::log("process.ended", level, unix_ms()).word("role", process.role.name());
@@ -760,6 +1006,10 @@ impl<H: Hooks> Supervisor<H> {
     fn died(&mut self, role: Role, generation: u32, index: usize, lived: Duration, cause: &str) {
         self.slot.add(Counter::ProcessesDied, 1);
         let now = Instant::now();
+        let host = role == Role::MechanismHost;
+        let library = self.editions.iter().find(|edition| host && edition.number as usize == index);
+        let library = library.map(|edition| (edition.plugin.id.clone(), edition.state));
+        let lived = if host { Duration::MAX } else { lived };
         let backoff = self.backoffs.entry((role, index)).or_insert(Backoff { deaths: 0, until: now });
         backoff.deaths = if lived.as_secs() >= STEADY_SECONDS { 0 } else { backoff.deaths + 1 };
         let wait_ms = match backoff.deaths {
@@ -768,8 +1018,20 @@ impl<H: Hooks> Supervisor<H> {
         };
         backoff.until = now + Duration::from_millis(wait_ms);
         let event = Event::log("process.died", Level::Error, unix_ms()).word("role", role.name());
-        self.tell(event.untrusted("cause", cause.as_bytes()).number("restart_ms", wait_ms));
-        if self.pending.as_ref().is_some_and(|pending| role == Role::Worker && pending.generation == generation) {
+        let event = event.untrusted("cause", cause.as_bytes()).number("restart_ms", wait_ms);
+        self.tell(match &library {
+            Some((id, _)) => event.word("plugin", id.clone()),
+            None => event,
+        });
+        let in_reload = |pending: &Pending| match &library {
+            Some((_, state)) => *state == EditionState::Coming,
+            None => role == Role::Worker && pending.workers && pending.generation == generation,
+        };
+        if host && (self.serving || self.pending.is_some()) {
+            self.backoffs.remove(&(role, index));
+            self.edition_died(index, cause);
+        }
+        if self.pending.as_ref().is_some_and(in_reload) {
             self.fail_pending(&format!("the new {role} failed: {cause}"));
         } else if !self.serving && self.stopping.is_none() && self.end.is_none() {
             // Nothing has worked yet: somebody stands before the screen and can mend it.
@@ -828,6 +1090,20 @@ fn connect(a: &mut Process, b: &mut Process) -> io::Result<()> {
     if a.phase == Phase::Stopping || b.phase == Phase::Stopping {
         return Ok(());
     }
+    let runners = match (a.role, b.role) {
+        (Role::Worker, Role::MechanismHost) => Some((&mut *a, &mut *b)),
+        (Role::MechanismHost, Role::Worker) => Some((&mut *b, &mut *a)),
+        _ => None,
+    };
+    // A host that finishes its exchanges gets no new ones.
+    if let Some((worker, host)) = runners.filter(|(_, host)| host.phase != Phase::Draining) {
+        let (id, generation) = (host.library.clone().unwrap_or_default(), host.generation);
+        for shard in 0..worker.shards {
+            let (for_worker, for_host) = Link::pair()?;
+            worker.say(&Message::Runner { id: &id, shard, generation }, Some(for_worker.into()));
+            host.say(&Message::Peer { role: Role::Worker, shard, instance: worker.instance }, Some(for_host.into()));
+        }
+    }
     for shard in 0..links {
         let (for_a, for_b) = Link::pair()?;
         a.say(&Message::Peer { role: b.role, shard, instance: b.instance }, Some(for_a.into()));
@@ -848,6 +1124,15 @@ fn read(packet: &[u8], fds: Vec<OwnedFd>, role: Role, build_id: &str) -> Vec<Sai
             Ok((_, Message::Ready, _)) => Said::Ready,
             Ok((_, Message::Drained, _)) => Said::Drained,
             Ok((_, Message::Failed { text }, _)) => Said::Failed(clip(text).to_owned()),
+            Ok((_, Message::Quarantine { mechanism, cause, .. }, _)) if role == Role::Worker => {
+                Said::Quarantine(clip(mechanism).to_owned(), clip(cause).to_owned())
+            }
+            Ok((_, Message::Stuck { id, generation }, _)) if role == Role::Worker => {
+                Said::Stuck(id.to_owned(), generation)
+            }
+            Ok((_, Message::Sandbox { text }, _)) if role == Role::MechanismHost => {
+                Said::Sandbox(clip(text).to_owned())
+            }
             Ok((id, Message::AdminRequest(request), _)) if role == Role::Control => match request {
                 AdminRequest::Status => Said::Status(id),
                 AdminRequest::Reload => Said::Reload(id),

@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::{Bounds, Deadlines, Handle, Notice, Port, Setup, Socket, Worker};
-use link::{Link, Outbox, Role};
+use link::mechanism::{DESCRIPTION, Description};
+use link::{Link, Outbox, Received, Role, frames};
+use plugin_host::{Complain, Complaint, Fault, RemoteLibrary};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sasl::{Secret, flag};
 use smtp::listener::Tls;
 use spool::{Doorbell, Durability, Floors, Hooks, Options, RealDisk, Writer};
 use supervisor::child::{Later, Peer, Startup};
-use telemetry::{EventSender, Level};
+use telemetry::{Counter, Event, EventSender, Level, Slot};
 use tls::{CertificateStore, ClientAuth, Pem, ServerTls, Settings, TicketKeys, Version};
 
 use super::{Secrets, Told, events, flush_at_end, give_up, level_at_start, tell};
@@ -28,6 +30,9 @@ use crate::{listeners, plugins};
 const DRAIN_HARD: Duration = Duration::from_secs(300);
 /// How long sessions may go on in a worker that is not well.
 const DRAIN_SICK: Duration = Duration::from_secs(5);
+
+/// How long a mechanism-host may take to say what it offers before the doors open without it.
+const DESCRIBE_MAX: Duration = Duration::from_secs(10);
 
 /// Runs it.
 pub fn run(mut startup: Startup) -> ExitCode {
@@ -58,6 +63,16 @@ pub fn run(mut startup: Startup) -> ExitCode {
                 Later::Peer(Peer { role: Role::Delivery, link, .. }) => {
                     worker.doorbell.connect(link, worker.handle.spool().and_then(Writer::position));
                 }
+                Later::Runner(runner) => {
+                    if let Some(library) = worker.runners.iter().find(|library| library.id == runner.id) {
+                        let supervisor::child::Runner { shard, generation, link, .. } = runner;
+                        worker.handle.connect_runner(library, shard, generation, link, false);
+                    }
+                }
+                Later::Quarantine { mechanism, over } => {
+                    let named = |one: &&Arc<dyn sasl::Mechanism>| one.name().as_str() == mechanism;
+                    worker.mechanisms.iter().filter(named).for_each(|one| one.set_available(over));
+                }
                 Later::Certificates(octets) => worker.new_certificates(&octets, &events),
                 Later::TicketKeys(octets) => worker.ticket_keys.replace(&ticket_keys(&octets)),
                 Later::Drain { seconds } => {
@@ -72,8 +87,17 @@ pub fn run(mut startup: Startup) -> ExitCode {
                 _ => {}
             }
         }
+        while let Ok((mechanism, cause)) = worker.condemned.try_recv() {
+            // Without a supervisor there is nobody else to be told.
+            let _ = startup.supervisor.quarantine(&mechanism, &cause);
+        }
         while let Ok(notice) = worker.notices.try_recv() {
             match notice {
+                Notice::RunnerStuck { runner, generation } => {
+                    if let Some(library) = worker.runners.get(usize::from(runner)) {
+                        let _ = startup.supervisor.stuck(&library.id, generation);
+                    }
+                }
                 // A new link comes from the supervisor.
                 Notice::DirectoryLost { .. } => {}
                 Notice::Panicking => {
@@ -107,6 +131,12 @@ pub fn run(mut startup: Startup) -> ExitCode {
 
 /// A worker that serves.
 struct Running {
+    /// Libraries in processes of their own.
+    runners: Vec<Arc<RemoteLibrary>>,
+    /// Of all listeners.
+    mechanisms: Vec<Arc<dyn sasl::Mechanism>>,
+    /// Mechanisms that this worker does not trust any more, and why.
+    condemned: Receiver<(String, String)>,
     handle: Handle,
     stores: Vec<Option<Arc<CertificateStore>>>,
     ticket_keys: Arc<TicketKeys>,
@@ -117,10 +147,33 @@ struct Running {
 
 impl Running {
     fn start(startup: &mut Startup, events: &EventSender) -> Result<Running, String> {
-        let Told { config, client_authorities, .. } = Told::decode(&startup.configuration)?;
+        let Told { config, client_authorities, runners: hosted, .. } = Told::decode(&startup.configuration)?;
         let secrets = Secrets::decode(&startup.secrets)?;
         let libraries = std::mem::take(&mut startup.plugins);
-        let registry = plugins::load(libraries.into_iter().map(|p| (p.id, p.library, PathBuf::from(p.origin))))?;
+        let bell = Arc::new(
+            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+                .map_err(io::Error::from)
+                .map_err(|error| format!("no descriptor for notices: {error}; raise the limit of open files"))?,
+        );
+        let (condemn, condemned) = channel();
+        let complain = complainer(condemn, bell.clone(), events.clone(), startup.slot.clone());
+        let libraries = libraries.into_iter().map(|p| (p.id, p.library, PathBuf::from(p.origin)));
+        let registry = plugins::load(libraries, Some(complain.clone()))?;
+        let runners: Vec<Arc<RemoteLibrary>> = hosted
+            .iter()
+            .zip(0..)
+            .map(|((id, names), number)| {
+                Arc::new(RemoteLibrary::new(id, sasl::Runner(number), names, Some(complain.clone())))
+            })
+            .collect();
+        // What they offer is known before the doors open.
+        let mut links = Vec::new();
+        for runner in std::mem::take(&mut startup.runners) {
+            if let Some(library) = runners.iter().find(|library| library.id == runner.id) {
+                let described = describe(library, &runner.link);
+                links.push((Arc::clone(library), runner, described));
+            }
+        }
         let ticket_keys = Arc::new(TicketKeys::new(&ticket_keys(&startup.ticket_keys)));
         let sets = certificates::decode(&startup.certificates)?;
         wipe(&mut startup.certificates);
@@ -130,7 +183,7 @@ impl Running {
 
         let mut ports = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
-            let built = Arc::new(listeners::build(&config, listener, &registry)?);
+            let built = Arc::new(listeners::build(&config, listener, &registry, &runners)?);
             let tls = match (listener.tls, stores.get(index).cloned().flatten()) {
                 (Tls::Off, _) | (_, None) => None,
                 (_, Some(store)) => {
@@ -174,11 +227,13 @@ impl Running {
         let spool = open_spool(&config, &doorbell, events)?;
         let limits = startup.limits.take().ok_or("the supervisor sent no table of limits")?;
         let limits = limits::Table::attach(limits.0, limits.1).map_err(|error| error.to_string())?;
-        let bell = Arc::new(
-            eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-                .map_err(io::Error::from)
-                .map_err(|error| format!("no descriptor for notices: {error}; raise the limit of open files"))?,
-        );
+        let mechanisms = (ports.iter())
+            .flat_map(|port: &Port| port.listener.mechanisms.iter().cloned())
+            .collect::<Vec<Arc<dyn sasl::Mechanism>>>();
+        for mechanism in &mechanisms {
+            let quarantined = startup.quarantine.iter().any(|name| name == mechanism.name().as_str());
+            mechanism.set_available(!quarantined);
+        }
         let (notify, notices) = channel();
         let handle = Worker::start(Setup {
             shards,
@@ -197,7 +252,10 @@ impl Running {
         for (id, line) in registry.take_log() {
             tell(events, "plugin.log", Level::Info, &format!("{id}: {line:?}"));
         }
-        Ok(Running { handle, stores, ticket_keys, doorbell, notices, bell })
+        for (library, runner, described) in links {
+            handle.connect_runner(&library, runner.shard, runner.generation, runner.link, described);
+        }
+        Ok(Running { runners, mechanisms, condemned, handle, stores, ticket_keys, doorbell, notices, bell })
     }
 
     /// Until the supervisor says something, the engine does, or a second has passed.
@@ -226,6 +284,44 @@ impl Running {
 
 fn wipe(octets: &mut Vec<u8>) {
     zeroize::Zeroize::zeroize(octets);
+}
+
+/// What a mechanism-host says first. `false` when it says nothing: then it is heard later, or replaced.
+fn describe(library: &RemoteLibrary, link: &Link) -> bool {
+    let mut packet = Vec::new();
+    let until = Instant::now() + DESCRIBE_MAX;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        let received = link.wait(PollFlags::IN, Some(left)).and_then(|_| link.receive(&mut packet));
+        match received {
+            Ok(Received::Packet { .. }) => {
+                let frame = frames(&packet).flatten().find(|frame| frame.kind == DESCRIPTION);
+                let description = frame.and_then(|frame| Description::decode(frame.payload).ok());
+                return description.map(|description| library.describe(&description)).is_some();
+            }
+            Ok(Received::WouldBlock) => {}
+            Ok(Received::Closed) | Err(_) => return false,
+        }
+    }
+    false
+}
+
+/// Hears about faults of mechanisms, on the threads of shards.
+fn complainer(to: Sender<(String, String)>, bell: Arc<OwnedFd>, events: EventSender, slot: Slot) -> Complain {
+    let to = Mutex::new(to);
+    Arc::new(move |complaint: &Complaint<'_>| {
+        slot.add(Counter::PluginStepBreaches, 1);
+        let name = if complaint.fault == Fault::Bypass { "plugin.bypass" } else { "plugin.fault" };
+        let level = if complaint.fault == Fault::Bypass { Level::Error } else { Level::Warning };
+        let event = Event::log(name, level, crate::control::unix_ms());
+        let event = event.word("mechanism", complaint.mechanism.as_str()).word("cause", complaint.fault.to_string());
+        // A record that finds no room is dropped and counted there.
+        let _ = events.send(&event);
+        if complaint.quarantined {
+            let condemned = (complaint.mechanism.as_str().to_owned(), complaint.fault.to_string());
+            let _ = to.lock().unwrap_or_else(PoisonError::into_inner).send(condemned);
+            let _ = rustix::io::write(bell.as_fd(), &1u64.to_ne_bytes());
+        }
+    })
 }
 
 fn notifier(to: Sender<Notice>, bell: Arc<OwnedFd>) -> impl Fn(Notice) + Send + Sync {

@@ -1,0 +1,85 @@
+//! A mechanism-host: one library of a stranger, locked up, answering steps. It has no files, no network, no page
+//! that others believe in and no way to the log; it knows its supervisor and the shards that ask it.
+//!
+//! The library runs behind two walls: limits, Landlock and a first filter from before it is opened, a narrow
+//! filter before its first step ([`link::sandbox`]).
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use link::sandbox::{self, Demand};
+use link::{Role, sys};
+use plugin_host::{Host, Registry};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use supervisor::child::{Later, Peer, Startup, Supervisor};
+
+use super::{Told, give_up};
+use crate::cli::exit;
+
+/// How long opening the library and making its mechanisms may take.
+const LOAD_MS_MAX: u32 = 10_000;
+
+/// Runs it.
+pub fn run(mut startup: Startup) -> ExitCode {
+    let mut host = match start(&mut startup) {
+        Ok(host) => host,
+        Err(why) => return give_up(&startup.supervisor, &why),
+    };
+    let Startup { mut supervisor, peers, .. } = startup;
+    peers.into_iter().filter(|peer| peer.role == Role::Worker).for_each(|peer| host.add(peer.link));
+    if supervisor.ready().is_err() {
+        return ExitCode::from(exit::FAILURE);
+    }
+    let mut draining: Option<Instant> = None;
+    loop {
+        wait(&supervisor, &host);
+        for later in supervisor.receive() {
+            match later {
+                Later::Peer(Peer { role: Role::Worker, link, .. }) => host.add(link),
+                // A newer edition serves. Shards close their links when their last exchange here is over.
+                Later::Drain { .. } => draining = draining.or(Some(Instant::now())),
+                Later::Stop => return ExitCode::SUCCESS,
+                _ => {}
+            }
+        }
+        host.turn();
+        if draining.is_some() && host.is_left() {
+            let told = supervisor.drained().is_ok();
+            return if told { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) };
+        }
+    }
+}
+
+fn start(startup: &mut Startup) -> Result<Host, String> {
+    let config = Told::decode(&startup.configuration)?.config;
+    let demand = if config.process.sandbox_required { Demand::Require } else { Demand::BestEffort };
+    let libraries = std::mem::take(&mut startup.plugins);
+    let in_force = sandbox::load(demand)?;
+    startup.supervisor.sandbox(&in_force).map_err(|error| error.to_string())?;
+    sys::end_after_ms(LOAD_MS_MAX);
+    let mut registry = Registry::new();
+    for library in libraries {
+        let origin = std::path::PathBuf::from(library.origin);
+        registry.load(&library.id, library.library, &origin).map_err(|error| error.to_string())?;
+    }
+    let host = Host::new(registry).map_err(|error| error.to_string())?;
+    sys::end_after_ms(0);
+    // Whatever the library did to signals while it was opened ends here.
+    sys::default_signals();
+    sandbox::serve(demand)?;
+    Ok(host)
+}
+
+/// Until the supervisor or a shard says something, or one takes what waits for it.
+fn wait(supervisor: &Supervisor, host: &Host) {
+    let shards: Vec<(BorrowedFd<'_>, bool)> = host.interest().collect();
+    let mut fds = vec![PollFd::from_borrowed_fd(supervisor.as_fd(), PollFlags::IN)];
+    fds.extend(shards.into_iter().map(|(fd, unsent)| {
+        let out = if unsent { PollFlags::OUT } else { PollFlags::empty() };
+        PollFd::from_borrowed_fd(fd, PollFlags::IN | out)
+    }));
+    let second = Timespec::try_from(Duration::from_secs(1)).ok();
+    // An error means one look too many at the links.
+    let _ = poll(&mut fds, second.as_ref());
+}
