@@ -9,6 +9,10 @@ pub mod exit {
     /// It did not work.
     pub const FAILURE: u8 = 1;
     /// The configuration is wrong (`EX_CONFIG` of sysexits).
+    /// A check could not be made at all.
+    pub const UNTRIED: u8 = 2;
+    /// A file that is no plugin.
+    pub const NO_PLUGIN: u8 = 3;
     pub const CONFIGURATION: u8 = 78;
 }
 
@@ -160,7 +164,11 @@ Passwords are asked for or read from standard input, never taken from the comman
         after_help = "\
 Examples:
   portreeve plugin list
-  portreeve plugin inspect ./libportreeve_legacy.so"
+  portreeve plugin inspect ./libportreeve_legacy.so
+  portreeve plugin new acme-token --lang c
+  portreeve plugin check ./portreeve_acme_token.so
+
+docs/mechanisms.md is the way to a mechanism of your own, docs/plugin-abi.md the reference."
     )]
     Plugin(PluginCommand),
     /// The configuration's vocabulary.
@@ -270,7 +278,12 @@ pub enum PluginCommand {
         config: ConfigArg,
     },
     /// What a library says about itself, read without running it.
-    #[command(after_help = "Examples:\n  portreeve plugin inspect ./libportreeve_legacy.so")]
+    #[command(after_help = "\
+Examples:
+  portreeve plugin inspect ./libportreeve_legacy.so
+  portreeve plugin inspect ./libportreeve_legacy.so --json
+
+Exit codes: 0 fine, 3 no plugin.")]
     Inspect {
         /// The library.
         file: PathBuf,
@@ -307,7 +320,9 @@ mod tests {
             seen.push(path.to_owned());
             let help = command.clone().render_long_help().to_string();
             assert!(command.get_about().is_some(), "{path}: no description");
-            let whole = path.split(' ').count() == 2 || path.starts_with("portreeve user ");
+            let whole = path.split(' ').count() == 2
+                || path.starts_with("portreeve user ")
+                || path.starts_with("portreeve plugin ");
             assert!(
                 !whole || help.contains("Examples:\n  portreeve") || help.contains("Examples:\n  p"),
                 "{path}: {help}"
@@ -361,3 +376,135 @@ mod tests {
         assert!(error.to_string().contains("'serve'"), "{error}");
     }
 }
+    /// Run exchanges by hand or by a script, without a server.
+    #[command(after_help = "\
+Examples:
+  portreeve plugin run ./portreeve_acme_token.so X-ACME-TOKEN
+  portreeve plugin run ./portreeve_acme_token.so X-ACME-TOKEN --script login.script
+  portreeve plugin run ./portreeve_acme_token.so X-ACME-TOKEN --script login.script --record trace
+
+By hand: `start` or `start \"user pencil\"` begins, `say ...` goes on, Ctrl-D ends; the user `user` has the
+password `pencil`, `user NAME PASSWORD` makes another. A trace holds what was said: use no real password.
+
+Exit codes: 0 all that was expected came, 1 something else, 2 it could not be tried.")]
+    Run {
+        /// The library.
+        file: PathBuf,
+        /// The mechanism.
+        mech: String,
+        /// The script; standard input otherwise.
+        #[arg(long, value_name = "FILE")]
+        script: Option<PathBuf>,
+        /// Its settings.
+        #[arg(long, value_name = "JSON")]
+        config: Option<String>,
+        /// Write every step and answer to a file, for `replay`.
+        #[arg(long, value_name = "TRACE")]
+        record: Option<PathBuf>,
+        /// What the mechanism's entropy is drawn from.
+        #[arg(long, value_name = "S", default_value_t = 1)]
+        seed: u64,
+    },
+    /// Try random exchanges and damaged keys; the same seed gives the same ones.
+    #[command(after_help = "\
+Examples:
+  portreeve plugin fuzz ./portreeve_acme_token.so X-ACME-TOKEN --seconds 60 --seed 1
+
+Exit codes: 0 nothing found, 1 a rule is broken, 2 it could not be tried.")]
+    Fuzz {
+        /// The library.
+        file: PathBuf,
+        /// The mechanism.
+        mech: String,
+        /// How long.
+        #[arg(long, value_name = "N", default_value_t = 10.0)]
+        seconds: f64,
+        /// Chance.
+        #[arg(long, value_name = "S", default_value_t = 1)]
+        seed: u64,
+        /// So many, however long they take.
+        #[arg(long, value_name = "N")]
+        exchanges: Option<u64>,
+        /// Its settings.
+        #[arg(long, value_name = "JSON")]
+        config: Option<String>,
+        /// Sample exchanges to begin with.
+        #[arg(long, value_name = "FILE")]
+        vectors: Option<PathBuf>,
+    },
+    /// Run a recorded trace again and compare every octet.
+    #[command(after_help = "\
+Examples:
+  portreeve plugin replay trace
+  portreeve plugin replay trace --plugin ./new/portreeve_acme_token.so
+
+Exit codes: 0 the same, 1 a difference, 2 it could not be tried.")]
+    Replay {
+        /// What `run --record` wrote.
+        trace: PathBuf,
+        /// Another build of the library.
+        #[arg(long, value_name = "FILE")]
+        plugin: Option<PathBuf>,
+    },
+    /// Run published exchanges, in this process' own sandbox or against a server.
+    #[command(after_help = "\
+Examples:
+  portreeve plugin vectors tests/vectors/sasl.json
+  portreeve plugin vectors vectors.json --plugin ./portreeve_acme_token.so
+  portreeve plugin vectors tests/vectors/sasl.json --smtp 127.0.0.1:587
+
+Without --plugin the bundled libraries are used. A server must know the users of the file; it is spoken to with
+STARTTLS, or with TLS from the start when the address is written smtps:HOST:PORT. Its nonces are its own, so SCRAM,
+CRAM-MD5 and DIGEST-MD5 are compared by a client that computes along.
+
+Exit codes: 0 all as published, 1 something else, 2 it could not be tried.")]
+    Vectors {
+        /// The vectors.
+        file: PathBuf,
+        /// A library to take mechanisms from. May be repeated.
+        #[arg(long, value_name = "FILE")]
+        plugin: Vec<PathBuf>,
+        /// A running server.
+        #[arg(long, value_name = "HOST:PORT")]
+        smtp: Option<String>,
+        /// Only this mechanism.
+        #[arg(long, value_name = "NAME")]
+        mech: Option<String>,
+    },
+    /// Make a folder with a mechanism that builds and passes `check`: header, SDK and CI file included.
+    #[command(after_help = "\
+Examples:
+  portreeve plugin new acme-token
+  portreeve plugin new acme-token --lang c ~/src/acme")]
+    New {
+        /// Its name, in lower case; the mechanism is called X-NAME.
+        name: String,
+        /// What it is written in.
+        #[arg(long, value_enum, default_value_t = Language::Rust)]
+        lang: Language,
+        /// Where to; otherwise a new folder of that name.
+        dir: Option<PathBuf>,
+    },
+    /// Sizes and offsets of the plugin ABI, as this program knows them.
+    #[command(after_help = "Examples:\n  portreeve plugin abi\n  portreeve plugin abi --json")]
+    Abi {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What a plugin is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Language {
+    /// Rust, with the SDK.
+    Rust,
+    /// C, with the header.
+    C,
+            "plugin check",
+            "plugin run",
+            "plugin fuzz",
+            "plugin replay",
+            "plugin vectors",
+            "plugin new",
+            "plugin abi",

@@ -42,6 +42,9 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     if cli.build_info {
+    if conformance::child::requested() {
+        conformance::child::main();
+    }
         return terminal::print(&build_info());
     }
     match cli.command {

@@ -181,7 +181,7 @@ fn hex(octets: &[u8]) -> String {
 }
 
 /// For programs.
-fn inspected(found: &Inspection) -> serde_json::Value {
+fn inspected(found: &plugin_host::Inspection) -> serde_json::Value {
     let note = &found.note;
     let mechanisms: serde_json::Map<_, _> =
         note.mechanisms.iter().map(|(name, needs)| (name.as_str().to_owned(), needs.clone().into())).collect();
@@ -192,7 +192,7 @@ fn inspected(found: &Inspection) -> serde_json::Value {
     })
 }
 
-fn inspect(found: &Inspection) -> String {
+fn inspect(found: &plugin_host::Inspection) -> String {
     let note = &found.note;
     let mut to = String::new();
     let _ = writeln!(to, "id          {}", note.id);

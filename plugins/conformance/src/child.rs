@@ -706,8 +706,8 @@ impl Trial<'_> {
 
     fn fuzz(&self, local: &mut Local<'_>, known: &[Known]) {
         let seeds = explore::seeds(&self.traits);
-        let mut count = 0;
-        while self.job.exchanges == 0 || count < self.job.exchanges {
+        let (mut count, until) = (0, self.until());
+        while if self.job.exchanges == 0 { count % 64 != 0 || Instant::now() < until } else { count < self.job.exchanges } {
             let seed = self.job.seed.wrapping_add(count);
             if let Err(fault) = self.fuzz_one(local, known, &seeds, seed) {
                 let text = format!("{} (again: --seed {seed} --exchanges 1)", fault.text);

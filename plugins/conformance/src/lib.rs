@@ -17,3 +17,5 @@ pub mod process;
 pub mod script;
 pub mod trace;
 pub mod scaffold;
+pub mod fuzz;
+pub mod wire;

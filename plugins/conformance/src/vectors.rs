@@ -18,7 +18,7 @@ use portreeve_plugin_abi::{action, out_flag};
 use serde_json::Value;
 
 use crate::client::{self, Client, DigestMd5, Kind, Person};
-use crate::event::{Answer, Event, Facts, Octets, base64, class_name, shown, unbase64};
+use crate::event::{Answer, Facts, Moment, Octets, class_name, shown, unbase64};
 use crate::sandbox::Fault;
 use crate::world::{End, Plan, Stepper, Story, Traits, World, in_words, run};
 
@@ -77,6 +77,11 @@ impl Vector {
     /// What the client says.
     pub fn client_words(&self) -> Vec<Vec<u8>> {
         self.side(true)
+    }
+
+    /// What the server says.
+    pub fn server_words(&self) -> Vec<Vec<u8>> {
+        self.side(false)
     }
 
     /// Whether the client may speak first.
@@ -291,7 +296,7 @@ impl<S: Stepper> Stepper for Fixed<'_, S> {
         self.stepper.begin()
     }
 
-    fn step(&mut self, facts: &Facts, moment: &crate::event::Moment) -> Result<Answer, Fault> {
+    fn step(&mut self, facts: &Facts, moment: &Moment) -> Result<Answer, Fault> {
         let mut moment = moment.clone();
         if !moment.entropy.0.is_empty() {
             moment.entropy = Octets(self.entropy.clone());
@@ -302,20 +307,6 @@ impl<S: Stepper> Stepper for Fixed<'_, S> {
     fn finish(&mut self) -> Result<(), Fault> {
         self.stepper.finish()
     }
-}
-
-/// A vector from an exchange that went well: what `plugin run --vector` prints.
-pub fn from_story(mech: &str, story: &Story) -> Value {
-    let mut lines = Vec::new();
-    for (moment, answer) in &story.steps {
-        if let Some(message) = moment.event.message() {
-            lines.push(serde_json::json!({"c": base64(message)}));
-        }
-        if answer.action == action::CHALLENGE && !(matches!(moment.event, Event::Start(None)) && answer.data.0.is_empty()) {
-            lines.push(serde_json::json!({"s": base64(&answer.data.0)}));
-        }
-    }
-    serde_json::json!({"mech": mech, "source": "recorded", "exchange": lines, "outcome": in_words(&story.end)})
 }
 
 #[cfg(test)]
