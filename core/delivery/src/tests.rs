@@ -1,5 +1,7 @@
 //! The service with a real spool, real links and real Maildirs.
 
+mod hops;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,13 +125,18 @@ struct Running {
 
 impl Running {
     fn start(spool: &Path, routes: Routes) -> Self {
+        Self::start_with(spool, routes, |_| {})
+    }
+
+    fn start_with(spool: &Path, routes: Routes, change: impl FnOnce(&mut Settings)) -> Self {
         let seen = Arc::new(Seen::default());
         let events = seen.clone();
         let disk = Arc::new(RealDisk::open(spool).unwrap());
         let retry = Retry { first: Duration::from_millis(10), max: Duration::from_millis(50) };
         // The tests' messages are of 2023.
         let expire = Duration::from_secs(100 * 365 * 86_400);
-        let settings = Settings { retry, expire, ..Settings::new(routes) };
+        let mut settings = Settings { retry, expire, ..Settings::new(routes) };
+        change(&mut settings);
         let events = Arc::new(move |event: &Event<'_>| events.add(event.to_string()));
         let (service, handle) = Service::open(disk, settings, events).unwrap();
         Self { handle, seen, thread: std::thread::spawn(|| service.run()) }
