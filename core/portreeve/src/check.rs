@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -66,6 +67,7 @@ pub fn all(file: &Path, occasion: Occasion) -> (Option<Checked>, Report) {
     let certificates = certificates::read(&config, dates, &mut report);
     let client_authorities = certificates::client_authorities(&config, &mut report);
     folders(&config, &mut report);
+    next_hops(&config, &mut report);
     users_file(&config, &mut report);
     let libraries = plugins::read(&config, &mut report);
     ports(&config, occasion, &mut report);
@@ -122,6 +124,36 @@ fn folders(config: &Config, report: &mut Report) {
     for route in &config.routes {
         if let RouteKind::Maildir(template) = &route.kind {
             check(&fixed_part(template), Some(route.written.span("route[].path")), "route.path");
+        }
+    }
+}
+
+/// Files of routes to next hops: there, good, and readable for whom we become.
+fn next_hops(config: &Config, report: &mut Report) {
+    let ids = rights::ids(config).ok().flatten();
+    for route in &config.routes {
+        let RouteKind::NextHop(hop) = &route.kind else { continue };
+        let span = |option: &str| Some(route.written.span(&format!("route[].{option}")));
+        if let Err((option, why)) = crate::next_hop::make(config, hop) {
+            let (cause, remedy) = certificates::halves(&why);
+            report.error(span(option), format!("route.{option}"), cause, remedy);
+            continue;
+        }
+        let Some((_, file)) = &hop.login else { continue };
+        let Ok(meta) = std::fs::metadata(file) else { continue };
+        let readable = |uid: u32, gid: u32| {
+            (meta.uid() == uid && meta.mode() & 0o400 != 0)
+                || (meta.gid() == gid && meta.mode() & 0o040 != 0)
+                || meta.mode() & 0o004 != 0
+        };
+        if let Some(ids) = ids.as_ref().filter(|ids| !readable(ids.uid, ids.gid)) {
+            let cause = format!("{}: user {} cannot read it", file.display(), ids.uid);
+            let remedy = format!("chown {}:{} {}", ids.uid, ids.gid, file.display());
+            report.error(span("password_file"), "route.password_file", cause, remedy);
+        } else if meta.mode() & 0o004 != 0 {
+            let cause = format!("{}: everybody on this host may read the password", file.display());
+            let remedy = format!("chmod o-r {}", file.display());
+            report.warning(span("password_file"), "route.password_file", cause, remedy);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -8,11 +9,11 @@ use clap::{Args, Parser, Subcommand};
 pub mod exit {
     /// It did not work.
     pub const FAILURE: u8 = 1;
-    /// The configuration is wrong (`EX_CONFIG` of sysexits).
     /// A check could not be made at all.
     pub const UNTRIED: u8 = 2;
     /// A file that is no plugin.
     pub const NO_PLUGIN: u8 = 3;
+    /// The configuration is wrong (`EX_CONFIG` of sysexits).
     pub const CONFIGURATION: u8 = 78;
 }
 
@@ -24,6 +25,7 @@ Examples:
   portreeve serve                             run it
   portreeve user add alice@example.org        asks for the password
   portreeve status                            what the running server does
+  portreeve queue list                        which mail waits, why, and until when
 
 Without --config FILE a command takes ./portreeve.toml, then /etc/portreeve/portreeve.toml.
 
@@ -145,6 +147,19 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Mail that waits: why, until when, and what you want done with it.
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  portreeve queue list --domain far.example
+  portreeve queue show 01JD3Q2R8VXK4M6Z0P5T7W9B1C
+  portreeve queue retry --all
+  portreeve queue remove --from spammer@example.org --older-than 1h
+
+Listed is what could not be handed on at once; `portreeve queue stats` counts the rest, too."
+    )]
+    Queue(QueueCommand),
     /// Who may log in. Edits the users file; a running server sees the change within seconds.
     #[command(
         subcommand,
@@ -180,6 +195,113 @@ Examples:
   portreeve config reference | less"
     )]
     Config(ConfigCommand),
+}
+
+/// Which messages.
+#[derive(Args, Clone, Debug)]
+pub struct FilterArg {
+    /// From this sender; `<>` is the null sender of reports.
+    #[arg(long, value_name = "ADDRESS")]
+    pub from: Option<String>,
+    /// For this recipient.
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Option<String>,
+    /// For a recipient in this domain.
+    #[arg(long, value_name = "DOMAIN")]
+    pub domain: Option<String>,
+    /// Accepted at least so long ago: `90s`, `30m`, `2h`, `3d`.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub older_than: Option<Duration>,
+}
+
+/// Which messages, for commands that change them.
+#[derive(Args, Clone, Debug)]
+pub struct WhichArg {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Message ids.
+    pub ids: Vec<String>,
+    /// Which messages.
+    #[command(flatten)]
+    pub filter: FilterArg,
+    /// Every message that waits.
+    #[arg(long)]
+    pub all: bool,
+    /// For programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || "write a number and s, m, h or d: 30m".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(u64::from(number) * seconds))
+}
+
+/// `portreeve queue …`
+#[derive(Subcommand)]
+pub enum QueueCommand {
+    /// List messages that wait, oldest first.
+    #[command(
+        after_help = "Examples:\n  portreeve queue list --older-than 1h\n  portreeve queue list --json | jq .messages"
+    )]
+    List {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Which messages.
+        #[command(flatten)]
+        filter: FilterArg,
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one message: who, why, when, and its header.
+    #[command(after_help = "Examples:\n  portreeve queue show 01JD3Q2R8VXK4M6Z0P5T7W9B1C")]
+    Show {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Its id.
+        id: String,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Leave messages alone until they are released, also after a restart.
+    #[command(after_help = "Examples:\n  portreeve queue hold --from alice@example.org")]
+    Hold(WhichArg),
+    /// Let held messages go.
+    #[command(after_help = "Examples:\n  portreeve queue release --all")]
+    Release(WhichArg),
+    /// Try messages now. Held ones stay held.
+    #[command(after_help = "Examples:\n  portreeve queue retry --domain far.example")]
+    Retry(WhichArg),
+    /// Take messages out of the queue for good. Nobody is told.
+    #[command(after_help = "Examples:\n  portreeve queue remove 01JD3Q2R8VXK4M6Z0P5T7W9B1C")]
+    Remove(WhichArg),
+    /// Numbers about the queue.
+    #[command(after_help = "Examples:\n  portreeve queue stats")]
+    Stats {
+        /// Which configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `portreeve user …`
@@ -287,95 +409,40 @@ Exit codes: 0 fine, 3 no plugin.")]
     Inspect {
         /// The library.
         file: PathBuf,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
     },
-}
+    /// Test a library against every rule, in a sandboxed process; each failure says how to mend it.
+    #[command(after_help = "\
+Examples:
+  portreeve plugin check ./portreeve_acme_token.so
+  portreeve plugin check ./portreeve_acme_token.so --vectors vectors.json --json
+  portreeve plugin check ./portreeve_acme_token.so --config '{\"prefix\": \"acme_\"}' --seconds 30
 
-/// `portreeve config …`
-#[derive(Subcommand)]
-pub enum ConfigCommand {
-    /// Print a configuration file with every option at its default.
-    Sample,
-    /// Print the reference of all options.
-    Reference,
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    fn walk(command: &clap::Command, path: &str, check: &mut impl FnMut(&str, &clap::Command)) {
-        check(path, command);
-        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
-            walk(sub, &format!("{path} {}", sub.get_name()), check);
-        }
-    }
-
-    #[test]
-    fn every_command_has_help_and_examples() {
-        Cli::command().debug_assert();
-        let mut seen = Vec::new();
-        walk(&Cli::command(), "portreeve", &mut |path, command| {
-            seen.push(path.to_owned());
-            let help = command.clone().render_long_help().to_string();
-            assert!(command.get_about().is_some(), "{path}: no description");
-            let whole = path.split(' ').count() == 2
-                || path.starts_with("portreeve user ")
-                || path.starts_with("portreeve plugin ");
-            assert!(
-                !whole || help.contains("Examples:\n  portreeve") || help.contains("Examples:\n  p"),
-                "{path}: {help}"
-            );
-        });
-        for path in [
-            "serve",
-            "demo",
-            "init",
-            "check",
-            "reload",
-            "status",
-            "user add",
-            "user list",
-            "user remove",
-            "user passwd",
-            "user verify",
-            "user import",
-            "plugin list",
-            "plugin inspect",
-            "config sample",
-            "config reference",
-        ] {
-            assert!(seen.contains(&format!("portreeve {path}")), "{path}");
-        }
-        let top = Cli::command().render_long_help().to_string();
-        assert!(top.contains("Exit codes: 0 fine, 1 failure, 2 wrong usage, 78"), "{top}");
-    }
-
-    #[test]
-    fn no_command_takes_a_password_as_an_argument() {
-        walk(&Cli::command(), "portreeve", &mut |path, command| {
-            for argument in command.get_arguments() {
-                let name = argument.get_id().as_str();
-                assert!(name == "password_stdin" || !name.contains("pass"), "{path} --{name}");
-                if name == "password_stdin" {
-                    assert!(!argument.get_action().takes_values(), "{path}");
-                }
-            }
-        });
-    }
-
-    #[test]
-    fn wrong_usage_is_exit_code_2() {
-        for arguments in [&["portreeve", "frob"][..], &["portreeve", "serve", "--nope"], &["portreeve", "user", "add"]]
-        {
-            let error = Cli::try_parse_from(arguments).err().expect("refused");
-            assert_eq!(error.exit_code(), 2, "{arguments:?}");
-        }
-        let error = Cli::try_parse_from(["portreeve", "serv"]).err().expect("refused");
-        assert!(error.to_string().contains("'serve'"), "{error}");
-    }
-}
+Exit codes: 0 every rule holds, 1 a rule is broken, 2 it could not be tried.")]
+    Check {
+        /// The library.
+        file: PathBuf,
+        /// Only this mechanism.
+        #[arg(long, value_name = "NAME")]
+        mech: Option<String>,
+        /// Its settings; otherwise an example of its config_schema is taken.
+        #[arg(long, value_name = "JSON")]
+        config: Option<String>,
+        /// Sample exchanges: where the mechanism is not a known one, they show the way to success.
+        #[arg(long, value_name = "FILE")]
+        vectors: Option<PathBuf>,
+        /// How long the repeated parts may take, for each mechanism.
+        #[arg(long, value_name = "N", default_value_t = 4.0)]
+        seconds: f64,
+        /// Chance.
+        #[arg(long, value_name = "S", default_value_t = 1)]
+        seed: u64,
+        /// JSON Lines.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run exchanges by hand or by a script, without a server.
     #[command(after_help = "\
 Examples:
@@ -501,6 +568,68 @@ pub enum Language {
     Rust,
     /// C, with the header.
     C,
+}
+
+/// `portreeve config …`
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Print a configuration file with every option at its default.
+    Sample,
+    /// Print the reference of all options.
+    Reference,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn walk(command: &clap::Command, path: &str, check: &mut impl FnMut(&str, &clap::Command)) {
+        check(path, command);
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            walk(sub, &format!("{path} {}", sub.get_name()), check);
+        }
+    }
+
+    #[test]
+    fn every_command_has_help_and_examples() {
+        Cli::command().debug_assert();
+        let mut seen = Vec::new();
+        walk(&Cli::command(), "portreeve", &mut |path, command| {
+            seen.push(path.to_owned());
+            let help = command.clone().render_long_help().to_string();
+            assert!(command.get_about().is_some(), "{path}: no description");
+            let whole = path.split(' ').count() == 2
+                || path.starts_with("portreeve user ")
+                || path.starts_with("portreeve plugin ");
+            assert!(
+                !whole || help.contains("Examples:\n  portreeve") || help.contains("Examples:\n  p"),
+                "{path}: {help}"
+            );
+        });
+        for path in [
+            "serve",
+            "demo",
+            "init",
+            "check",
+            "reload",
+            "status",
+            "queue list",
+            "queue show",
+            "queue hold",
+            "queue release",
+            "queue retry",
+            "queue remove",
+            "queue stats",
+            "user add",
+            "user list",
+            "user remove",
+            "user passwd",
+            "user verify",
+            "user import",
+            "plugin list",
+            "plugin inspect",
             "plugin check",
             "plugin run",
             "plugin fuzz",
@@ -508,3 +637,36 @@ pub enum Language {
             "plugin vectors",
             "plugin new",
             "plugin abi",
+            "config sample",
+            "config reference",
+        ] {
+            assert!(seen.contains(&format!("portreeve {path}")), "{path}");
+        }
+        let top = Cli::command().render_long_help().to_string();
+        assert!(top.contains("Exit codes: 0 fine, 1 failure, 2 wrong usage, 78"), "{top}");
+    }
+
+    #[test]
+    fn no_command_takes_a_password_as_an_argument() {
+        walk(&Cli::command(), "portreeve", &mut |path, command| {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                assert!(name == "password_stdin" || !name.contains("pass"), "{path} --{name}");
+                if name == "password_stdin" {
+                    assert!(!argument.get_action().takes_values(), "{path}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        for arguments in [&["portreeve", "frob"][..], &["portreeve", "serve", "--nope"], &["portreeve", "user", "add"]]
+        {
+            let error = Cli::try_parse_from(arguments).err().expect("refused");
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+        }
+        let error = Cli::try_parse_from(["portreeve", "serv"]).err().expect("refused");
+        assert!(error.to_string().contains("'serve'"), "{error}");
+    }
+}

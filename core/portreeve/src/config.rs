@@ -750,6 +750,8 @@ fn route(table: &Table, base: &Path, report: &mut Report) -> Option<Route> {
         let fits = match path {
             "route[].domain" | "route[].kind" => true,
             "route[].path" => word == "maildir",
+            // They have a default everywhere.
+            "route[].connections" | "route[].timeout" => true,
             _ => hop,
         };
         if !fits {

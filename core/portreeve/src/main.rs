@@ -19,8 +19,10 @@ mod ehlo;
 mod files;
 mod init;
 mod listeners;
+mod next_hop;
 mod options;
 mod plugins;
+mod queue;
 mod report;
 mod rights;
 mod roles;
@@ -40,11 +42,11 @@ fn main() -> ExitCode {
     if let Some(requested) = supervisor::child::requested(std::env::args_os()) {
         return roles::run(requested);
     }
-    let cli = Cli::parse();
-    if cli.build_info {
     if conformance::child::requested() {
         conformance::child::main();
     }
+    let cli = Cli::parse();
+    if cli.build_info {
         return terminal::print(&build_info());
     }
     match cli.command {
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Some(Command::Check { config, print_ehlo }) => check::command(&config, print_ehlo.as_deref()),
         Some(Command::Reload { config }) => reload(&config),
         Some(Command::Status { config, json }) => status(&config, json),
+        Some(Command::Queue(command)) => queue::command(&command),
         Some(Command::User(command)) => users::run(&command),
         Some(Command::Plugin(command)) => plugins::command(&command),
         Some(Command::Config(ConfigCommand::Sample)) => terminal::print(&options::sample()),

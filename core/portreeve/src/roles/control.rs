@@ -77,7 +77,7 @@ fn logs(told: &Told) -> Result<Logs, String> {
 
 /// A unix socket that only its owner may open. One that is left from a dead server is taken away: the
 /// supervisor's lock says that there is no living one.
-fn unix_door(path: &Path) -> Result<UnixListener, String> {
+pub(super) fn unix_door(path: &Path) -> Result<UnixListener, String> {
     let told = |error: io::Error| {
         format!("{}: {error}; the folder must be there and writable for the server's user", path.display())
     };

@@ -1,18 +1,21 @@
 //! The delivery process: hands on what the spool holds.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use delivery::{Discard, LineEnd, Maildir, Route, Routes, Service, Settings, Stats};
+use delivery::{Discard, LineEnd, Maildir, Retry, Route, Routes, Service, Settings, Stats};
 use link::Role;
 use spool::RealDisk;
 use supervisor::child::{Later, Peer, Startup};
 use telemetry::{Counter, Event, Gauge, Level, Slot};
+use zeroize::Zeroizing;
 
 use super::{Told, events, flush_at_end, give_up, level_at_start};
 use crate::cli::exit;
-use crate::config::{self, Config, RouteKind};
+use crate::config::{self, Config, Queue, RouteKind};
+use crate::{next_hop, queue};
 
 /// Runs it.
 pub fn run(mut startup: Startup) -> ExitCode {
@@ -34,12 +37,19 @@ pub fn run(mut startup: Startup) -> ExitCode {
     let opened = Told::decode(&startup.configuration).and_then(|told| {
         let config = told.config;
         let disk = RealDisk::open(&config.spool.path).map_err(|error| format!("spool: {error}"))?;
-        let settings = Settings::new(routes(&config)?);
+        let settings = Settings {
+            retry: Retry { first: config.queue.retry, max: config.queue.retry_max.max(config.queue.retry) },
+            expire: config.queue.expire,
+            hostname: config.hostname.clone().unwrap_or_else(config::system_hostname),
+            held: Some(config.process.state_dir.join("run/held")),
+            ..Settings::new(routes(&config)?)
+        };
         let service = Service::open(Arc::new(disk), settings, Arc::new(tell));
         let service = service.map_err(|error| format!("spool: {}: {error}", config.spool.path.display()))?;
-        Ok((config, service))
+        let door = super::control::unix_door(&queue::socket(&config))?;
+        Ok((config, door, service))
     });
-    let (config, (service, handle)) = match opened {
+    let (config, door, (service, handle)) = match opened {
         Ok(opened) => opened,
         Err(why) => {
             flush_at_end(&events);
@@ -55,9 +65,16 @@ pub fn run(mut startup: Startup) -> ExitCode {
         Ok(running) => running,
         Err(error) => return give_up(&startup.supervisor, &format!("delivery: no thread: {error}")),
     };
+    // Ends with the process.
+    let asked = handle.clone();
+    let answers = std::thread::Builder::new().name("queue".into()).spawn(move || queue::serve(&door, &asked));
+    if let Err(error) = answers {
+        return give_up(&startup.supervisor, &format!("delivery: no thread: {error}"));
+    }
     if startup.supervisor.ready().is_err() {
         return ExitCode::from(exit::FAILURE);
     }
+    let made_from = basis(&config);
     let mut told = Stats::default();
     let mut drained = false;
     let mut over = false;
@@ -67,7 +84,9 @@ pub fn run(mut startup: Startup) -> ExitCode {
                 Later::Peer(Peer { role: Role::Worker, link, .. }) => handle.follow(link),
                 Later::Peer(Peer { role: Role::Control, link, .. }) => events.connect(link),
                 // What we were started with is no longer what is wanted: the supervisor starts us again.
-                Later::Configuration(octets) => over |= is_changed(&config, &octets),
+                Later::Configuration(octets) => {
+                    over |= Told::decode(&octets).is_ok_and(|next| basis(&next.config) != made_from);
+                }
                 Later::Drain { .. } => (over, drained) = (true, true),
                 Later::Stop => over = true,
                 _ => {}
@@ -95,29 +114,40 @@ pub fn run(mut startup: Startup) -> ExitCode {
 }
 
 fn routes(config: &Config) -> Result<Routes, String> {
-    let mut routes = Routes::new(config.routes.iter().find(|route| route.domain == "*").map(route).transpose()?);
+    let mut routes =
+        Routes::new(config.routes.iter().find(|route| route.domain == "*").map(|all| route(config, all)).transpose()?);
     for named in config.routes.iter().filter(|route| route.domain != "*") {
-        routes = routes.domain(&named.domain, route(named)?);
+        routes = routes.domain(&named.domain, route(config, named)?);
     }
     Ok(routes)
 }
 
-fn route(from: &config::Route) -> Result<Arc<dyn Route>, String> {
+fn route(config: &Config, from: &config::Route) -> Result<Arc<dyn Route>, String> {
     Ok(match &from.kind {
         RouteKind::Maildir(template) => {
             Arc::new(Maildir::new(template, LineEnd::Lf).map_err(|bad| format!("route {:?}: {bad}", from.domain))?)
+        }
+        RouteKind::NextHop(hop) => {
+            let made = next_hop::make(config, hop);
+            Arc::new(made.map_err(|(option, why)| format!("route {:?}: {option}: {why}", from.domain))?)
         }
         RouteKind::Discard => Arc::new(Discard),
     })
 }
 
-fn is_changed(config: &Config, octets: &[u8]) -> bool {
-    let routes = |config: &Config| {
-        let routes = config.routes.iter().map(|route| (route.domain.clone(), route.kind.clone()));
-        routes.collect::<Vec<_>>()
-    };
-    Told::decode(octets)
-        .is_ok_and(|next| routes(&next.config) != routes(config) || next.config.log.level != config.log.level)
+/// What a delivery process is made from.
+type Basis = (Vec<(String, RouteKind)>, Vec<NextHopFile>, Queue, Option<String>, String);
+
+/// A file that a route is made from, and what it held.
+type NextHopFile = (PathBuf, Option<Zeroizing<Vec<u8>>>);
+
+fn basis(config: &Config) -> Basis {
+    let routes = config.routes.iter().map(|route| (route.domain.clone(), route.kind.clone())).collect();
+    let files = config.routes.iter().flat_map(|route| match &route.kind {
+        RouteKind::NextHop(hop) => next_hop::files(hop),
+        _ => Vec::new(),
+    });
+    (routes, files.collect(), config.queue.clone(), config.hostname.clone(), config.log.level.clone())
 }
 
 /// Adds what is new since `before` to the process' numbers.
@@ -145,6 +175,18 @@ fn record<'a>(event: &'a delivery::Event<'a>) -> Event<'a> {
                 .number("attempts", u64::from(*attempts))
                 .number("next_seconds", *next_seconds)
         }
+        delivery::Event::Failed { id, recipient, route, reason, notice } => {
+            let event = Event::log("failed", if notice.is_some() { Level::Warning } else { Level::Error }, now)
+                .word("id", id.to_string())
+                .untrusted("recipient", recipient.as_bytes())
+                .word("route", *route)
+                .untrusted("reason", reason.as_bytes());
+            match notice {
+                Some(notice) => event.word("notice", notice.to_string()),
+                None => event.word("notice", "none"),
+            }
+        }
+        delivery::Event::Removed { id } => Event::log("removed", Level::Warning, now).word("id", id.to_string()),
         other => {
             let (name, level) = match other {
                 delivery::Event::Stuck { .. } => ("stuck", Level::Error),
