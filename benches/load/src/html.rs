@@ -252,7 +252,7 @@ impl Plot {
         if x_low > x_high {
             let _ = writeln!(
                 to,
-                "<text x=\"{}\" y=\"{}\" class=\"none\">nothing</text></svg></figure>",
+                "<text x=\"{}\" y=\"{}\" class=\"none\">none</text></svg></figure>",
                 WIDTH / 2.0,
                 HEIGHT / 2.0
             );
@@ -383,7 +383,7 @@ figure{margin:12px 0;max-width:640px}.plots{display:grid;grid-template-columns:r
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}\
 svg .title{fill:var(--ink);font-size:14px;font-weight:600}svg .y{text-anchor:end}svg .x,svg .none{text-anchor:middle}\
 .grid{stroke:var(--line);stroke-width:1}.line{fill:none;stroke-width:1.8;stroke-linejoin:round}\
-figcaption span{margin-right:16px;font-size:13px}figcaption i{display:inline-block;width:14px;height:4px;\
+figcaption span{margin-right:16px;white-space:nowrap;font-size:13px}figcaption i{display:inline-block;width:14px;height:4px;\
 margin-right:6px;vertical-align:middle}pre{background:var(--tile);padding:12px;overflow:auto;border-radius:6px}";
 
 #[cfg(test)]

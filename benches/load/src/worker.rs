@@ -179,6 +179,7 @@ struct Worker {
     /// Since the process began; the beginning of the mix.
     start: Instant,
     go: Option<Instant>,
+    told_done: bool,
     stop: Option<Instant>,
     /// Idle sessions that are still to be begun, per scenario; slots of those that are held.
     to_gather: Vec<u64>,
@@ -251,6 +252,7 @@ impl Worker {
             out: Vec::new(),
             start,
             go: None,
+            told_done: false,
             stop: None,
             to_gather: plan.scenarios.iter().map(|scenario| scenario.count).collect(),
             gathered: 0,
@@ -302,9 +304,11 @@ impl Worker {
                 self.sweep(now);
             }
             let over = self.stop.is_some_and(|stop| self.active == 0 || now > stop + GRACE) || now > end;
-            if now >= next_tick || over {
+            let done = self.is_done(now) || over;
+            // The end is told at once: it is when the run is over.
+            if now >= next_tick || over || (done && !self.told_done) {
                 next_tick = now + TICK;
-                let done = self.is_done(now) || over;
+                self.told_done = done;
                 self.tell(now, done).map_err(told)?;
             }
             if over {
@@ -514,9 +518,9 @@ impl Worker {
 
     fn turn(&mut self, slot: usize) {
         let Some(mut session) = self.slots.get_mut(slot).and_then(Option::take) else { return };
-        let now = Instant::now();
         let mut notes = Notes::default();
-        let outcome = self.advance(slot, &mut session, now, &mut notes);
+        let outcome = self.advance(slot, &mut session, &mut notes);
+        let now = Instant::now();
         let scenario = usize::from(session.scenario);
         if !session.warm {
             let counts = &mut self.interval.counts[scenario];
@@ -538,13 +542,9 @@ impl Worker {
     }
 
     /// Receives and sends all that is possible; true when the session is over.
-    fn advance(
-        &mut self,
-        slot: usize,
-        session: &mut Session,
-        now: Instant,
-        notes: &mut Notes,
-    ) -> Result<bool, Trouble> {
+    fn advance(&mut self, slot: usize, session: &mut Session, notes: &mut Notes) -> Result<bool, Trouble> {
+        // A server that answers at once is read several times in one turn: the clock is read as often.
+        let mut now = Instant::now();
         loop {
             let sent = session.transport.octets_sent;
             if let Err(error) = session.transport.flush() {
@@ -575,6 +575,7 @@ impl Worker {
                 Err(error) => return self.lost(session, &error),
             };
             debug_assert!(octets > 0);
+            now = Instant::now();
             session.moved = now;
             if session.transport.is_handshaking() {
                 continue;

@@ -1,0 +1,439 @@
+//! The built program against servers that answer, stall, drop and lie.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use portreeve_load::result::Report;
+
+/// Longest that a run of a test may take, far above its bound.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("portreeve-load-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A server that handles each connection by a function, until it is dropped.
+struct Fake {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+}
+
+impl Fake {
+    fn new(serve: impl Fn(TcpStream, usize) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, serve) = (Arc::new(AtomicBool::new(false)), Arc::new(serve));
+        let stopped = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let serve = Arc::clone(&serve);
+                std::thread::spawn(move || {
+                    let stream = stream.unwrap();
+                    // A load program that never ends is the test's failure, not this thread's.
+                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    serve(stream, number);
+                });
+            }
+        });
+        Self { address, stop }
+    }
+
+    /// Answers each line by what `reply` says to its first word.
+    fn answering(reply: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self::new(move |mut stream, _| {
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            let _ = stream.write_all(reply("").as_bytes());
+            let mut line = String::new();
+            while lines.read_line(&mut line).is_ok_and(|octets| octets > 0) {
+                let word = line.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+                if stream.write_all(reply(&word).as_bytes()).is_err() || word == "QUIT" {
+                    return;
+                }
+                line.clear();
+            }
+        })
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// As an honest server answers who logs in.
+fn honest(word: &str) -> String {
+    match word {
+        "" => "220 fake\r\n",
+        "EHLO" => "250-fake\r\n250-PIPELINING\r\n250 AUTH PLAIN\r\n",
+        "AUTH" => "235 ok\r\n",
+        "QUIT" => "221 bye\r\n",
+        _ => "250 ok\r\n",
+    }
+    .to_owned()
+}
+
+/// The baseline as a server that does everything.
+struct Canned(Child, SocketAddr);
+
+impl Canned {
+    fn new(tls: bool) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_canned-reply"));
+        if tls {
+            command.arg("--tls");
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().parse().unwrap();
+        Self(child, address)
+    }
+}
+
+impl Drop for Canned {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn load(target: SocketAddr, with: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portreeve-load"));
+    command.args(["--target", &target.to_string(), "--json", "-"]).args(with);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn output(mut command: Command) -> Output {
+    let began = Instant::now();
+    let output = command.output().unwrap();
+    assert!(began.elapsed() < PATIENCE, "a run that does not end");
+    output
+}
+
+fn report_of(output: &Output) -> Report {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn report(target: SocketAddr, with: &[&str]) -> Report {
+    report_of(&output(load(target, with)))
+}
+
+/// `stage: code × count`, sorted.
+fn errors(report: &Report) -> Vec<String> {
+    let mut errors: Vec<String> =
+        report.errors.iter().map(|error| format!("{}: {} × {}", error.stage, error.code, error.count)).collect();
+    errors.sort();
+    errors
+}
+
+#[test]
+fn every_kind_of_session_in_several_processes_and_tls() {
+    let folder = Folder::new("kinds");
+    let password = folder.file("password", "secret\n");
+    for tls in [false, true] {
+        let server = Canned::new(tls);
+        let mut with = vec![
+            "--scenario",
+            "connect,login:2,submit:2",
+            "--count",
+            "300",
+            "--processes",
+            "3",
+            "--sources",
+            "6",
+            "--user",
+            "alice@load.example",
+            "--password-file",
+            &password,
+            "--size",
+            "1k-9k",
+            "--per-connection",
+            "2",
+            "--crowd",
+            "90",
+            "--noop-rate",
+            "2000",
+        ];
+        let pid = server.0.id().to_string();
+        with.extend(["--pid", &pid]);
+        if tls {
+            with.extend(["--tls", "--resume", "0.5"]);
+        }
+        let output = output(load(server.1, &with));
+        let report = report_of(&output);
+        assert_eq!(errors(&report), Vec::<String>::new());
+        assert!(output.status.success());
+        assert_eq!((report.connections, report.held, report.crowd_lost), (300, 90, 0));
+        let done = |name: &str| report.scenarios.iter().find(|scenario| scenario.name == name).unwrap().done;
+        assert!((30..90).contains(&done("connect")) && (80..160).contains(&done("login")));
+        assert_eq!(report.messages, 2 * done("submit"));
+        assert_eq!(report.latency_us.count, 300);
+        let idle = &report.scenarios[3];
+        assert_eq!(idle.name, "idle");
+        let server = report.server.unwrap();
+        assert!(server.cpu_us_each > 0.0 && server.processes == 1 && server.memory_octets_each.is_some());
+        assert_eq!(report.client.processes, 3);
+        let resumed: u64 = report.scenarios.iter().map(|scenario| scenario.resumed).sum();
+        assert_eq!(resumed > 0, tls);
+        assert_eq!(report.tls.is_some_and(|words| words.starts_with("TLSv1_3")), tls);
+        // The password is not in what is kept.
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("secret"));
+    }
+}
+
+#[test]
+fn servers_that_lie_drop_stall_and_babble_are_found_out() {
+    let folder = Folder::new("hostile");
+    let password = folder.file("password", "secret\n");
+    let with = ["--scenario", "login", "--count", "8", "--user", "a", "--password-file", &password, "--patience", "1"];
+    type Reply = fn(&str) -> String;
+    let cases: [(&str, Reply, &str); 9] = [
+        ("honest", honest, ""),
+        ("refuses", |word| if word == "AUTH" { "454 later\r\n".into() } else { honest(word) }, "AUTH: 454 × 8"),
+        (
+            "accepts what was not asked",
+            |word| if word == "AUTH" { "250 ok\r\n".into() } else { honest(word) },
+            "AUTH: protocol × 8",
+        ),
+        (
+            "two codes",
+            |word| if word == "EHLO" { "250-a\r\n251 b\r\n".into() } else { honest(word) },
+            "EHLO: protocol × 8",
+        ),
+        ("answers twice", |word| if word == "EHLO" { honest(word).repeat(2) } else { honest(word) }, "protocol × 8"),
+        ("babbles", |_| "hello?\r\n".into(), "greeting: protocol × 8"),
+        ("binary", |_| "\0\u{1}\u{7f}".repeat(5000), "greeting: protocol × 8"),
+        ("stalls", |word| if word == "AUTH" { String::new() } else { honest(word) }, "AUTH: silence × 8"),
+        ("says nothing", |_| String::new(), "greeting: silence × 8"),
+    ];
+    for (name, reply, expect) in cases {
+        let server = Fake::answering(reply);
+        let output = output(load(server.address, &with));
+        let report = report_of(&output);
+        let errors = errors(&report);
+        let found = match expect {
+            "" => errors.is_empty() && output.status.success() && report.connections == 8,
+            _ => {
+                errors.len() == 1
+                    && errors[0].ends_with(expect)
+                    && output.status.code() == Some(1)
+                    && report.failed == 8
+            }
+        };
+        assert!(found, "{name}: {errors:?} {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let dropping = Fake::new(|mut stream, number| {
+        if number % 2 == 0 {
+            let _ = stream.write_all(b"220 fake\r\n");
+        }
+    });
+    let report = report(dropping.address, &with);
+    let errors = errors(&report);
+    assert!(errors.contains(&"greeting: lost × 4".to_owned()), "{errors:?}");
+    assert_eq!(report.failed, 8);
+    let closed = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
+    let nobody = self::report(closed, &with);
+    assert_eq!(nobody.failed, 8, "{:?}", nobody.errors);
+    assert!(nobody.warnings.iter().any(|warning| warning.contains("nothing to be measured")));
+}
+
+#[test]
+fn a_wrong_password_that_is_taken_is_an_error() {
+    let folder = Folder::new("wrong");
+    let password = folder.file("password", "secret\n");
+    let with = ["--scenario", "wrong-password", "--count", "5", "--user", "a", "--password-file", &password];
+    let strict = Fake::answering(|word| if word == "AUTH" { "535 5.7.8 no\r\n".into() } else { honest(word) });
+    let good = report(strict.address, &with);
+    assert_eq!((good.connections, errors(&good).len()), (5, 0));
+    let lax = Fake::answering(honest);
+    assert_eq!(errors(&report(lax.address, &with)), ["AUTH: 235 × 5"]);
+}
+
+/// A server that stops for a while: a closed loop sees one slow session per connection, an open one sees
+/// everybody who would have come meanwhile.
+#[test]
+fn a_stall_is_seen_by_all_who_would_have_come() {
+    const STALL: Duration = Duration::from_millis(600);
+    let server = |from: usize| {
+        let until = std::sync::Mutex::new(None);
+        Fake::new(move |mut stream, number| {
+            // All connections from this one on wait until the stall is over.
+            if number >= from {
+                let end = *until.lock().unwrap().get_or_insert_with(|| Instant::now() + STALL);
+                std::thread::sleep(end.saturating_duration_since(Instant::now()));
+            }
+            let _ = stream.write_all(b"220 fake\r\n");
+            let _ = stream.read(&mut [0; 16]);
+        })
+    };
+    let slow = |report: &Report| -> u64 {
+        let values = &report.scenarios[0].latency_us["session"].values;
+        values.iter().filter(|(micros, _)| *micros > 100_000).map(|(_, count)| count).sum()
+    };
+    let closed = server(100);
+    let report_closed = report(closed.address, &["--scenario", "connect", "--count", "400", "--concurrency", "2"]);
+    assert_eq!(report_closed.connections, 400);
+    assert!(slow(&report_closed) <= 4, "{}", slow(&report_closed));
+    let open = server(100);
+    let with = ["--scenario", "connect", "--rate", "200", "--count", "400", "--concurrency", "2"];
+    let report_open = report(open.address, &with);
+    assert_eq!(report_open.connections, 400);
+    // 200 a second for the half second that is left of the stall: about a hundred of them.
+    assert!(slow(&report_open) >= 60, "{}", slow(&report_open));
+    assert!(report_open.client.late_us.max > 100_000);
+}
+
+#[test]
+fn the_warm_up_is_counted_apart() {
+    let server = Canned::new(false);
+    let with = ["--scenario", "connect", "--rate", "100", "--duration", "1", "--warm-up", "1"];
+    let report = report(server.1, &with);
+    assert!((80..=101).contains(&report.connections), "{}", report.connections);
+    assert!(report.warm_up_seconds >= 1.0 && (0.8..2.0).contains(&report.seconds), "{report:?}");
+}
+
+#[test]
+fn a_signal_ends_it_with_what_there_is() {
+    let server = Canned::new(false);
+    let mut command = load(server.1, &["--scenario", "connect", "--duration", "25", "--crowd", "50", "--rate", "200"]);
+    command.args(["--processes", "2"]);
+    let began = Instant::now();
+    let mut child = command.spawn().unwrap();
+    // Said when the idle sessions are there; then it goes on.
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("measured") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended by itself");
+    }
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(15));
+    let report = report_of(&output);
+    assert!(report.cut_short.is_some_and(|why| why.contains("signal")));
+    assert!(report.connections > 0 && report.held == 50);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_run_ends_at_its_bound() {
+    let server = Fake::new(|mut stream, _| {
+        let _ = stream.write_all(b"220-");
+        // Alive, and never done.
+        while stream.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let began = Instant::now();
+    let report = report(server.address, &["--scenario", "connect", "--count", "20", "--time-max", "2"]);
+    assert!(began.elapsed() < Duration::from_secs(12));
+    assert!(report.cut_short.is_some_and(|why| why.contains("--time-max")));
+}
+
+#[test]
+fn others_are_refused_and_mistakes_are_told() {
+    let folder = Folder::new("refused");
+    let plan = folder.file("plan.toml", "target = \"127.0.0.1:25\"\n[[scenario]]\nkind = \"sumbit\"\n");
+    for (with, expect) in [
+        (vec!["--target", "192.0.2.1:25", "--scenario", "connect"], "say so twice"),
+        (vec!["--target", "192.0.2.1:25", "--scenario", "connect", "--remote"], "say so twice"),
+        (vec!["--target", "127.0.0.1:25", "--scenario", "conect"], "known are connect"),
+        (vec!["--target", "127.0.0.1:25", "--scenario", "login"], "needs a user"),
+        (vec!["--plan", &plan], "sumbit"),
+        (vec!["compare", "/nowhere/a.json", "/nowhere/b.json"], "/nowhere/a.json"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_portreeve-load")).args(&with).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(expect), "{with:?}: {said}");
+    }
+}
+
+#[test]
+fn files_reports_and_comparisons() {
+    let folder = Folder::new("files");
+    let server = Canned::new(false);
+    let plan = folder.file(
+        "plan.toml",
+        &format!(
+            "target = \"{}\"\nrate = 200.0\nduration = 2.0\n[[scenario]]\nkind = \"submit\"\nweight = 2\nsize = \"2k:9,20k:1\"\n\
+             [[scenario]]\nname = \"churn\"\nkind = \"connect\"\n[[scenario]]\nkind = \"idle\"\ncount = 20\n",
+            server.1
+        ),
+    );
+    let (json, html) = (folder.0.join("a.json"), folder.0.join("a.html"));
+    let output = Command::new(env!("CARGO_BIN_EXE_portreeve-load"))
+        .args(["--plan", &plan, "--json"])
+        .arg(&json)
+        .arg("--html")
+        .arg(&html)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("churn session"), "{text}");
+    let report = Report::read(&json).unwrap();
+    assert!((350..=401).contains(&report.connections), "{}", report.connections);
+    assert!(report.plan.is_some() && report.machine.cores > 0 && report.command.len() > 2 && !report.time.is_empty());
+    let table =
+        Command::new(env!("CARGO_BIN_EXE_portreeve-load")).arg("compare").arg(&json).arg(&json).output().unwrap();
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("churn session p99") && table.contains("1.00×") && !table.contains("differs"), "{table}");
+    in_a_browser(&html, &folder.0);
+}
+
+/// The page as a real browser makes it. Without one this is said and passed over, except where CI must have it.
+fn in_a_browser(html: &Path, folder: &Path) {
+    let browser = ["chromium", "chromium-browser", "google-chrome"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()));
+    let Some(browser) = browser else {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI needs chromium for the report's test");
+        eprintln!("skipped: no chromium here to look at the report with");
+        return;
+    };
+    let run = |with: &[&str]| {
+        let mut command = Command::new(browser);
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1360,1900"]);
+        command.arg(format!("--user-data-dir={}", folder.join("profile").display())).args(with);
+        command.arg(format!("file://{}", html.display())).output().unwrap()
+    };
+    let dom = String::from_utf8_lossy(&run(&["--dump-dom"]).stdout).into_owned();
+    assert!(dom.contains("Latency by percentile") && dom.matches("<svg").count() >= 5, "{dom}");
+    assert!(dom.contains("churn session") && dom.matches("<polyline").count() >= 6);
+    let picture = folder.join("page.png");
+    run(&[&format!("--screenshot={}", picture.display())]);
+    // An empty page of this size is some 8 KB.
+    assert!(std::fs::metadata(&picture).unwrap().len() > 40_000);
+}
