@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::mechanisms::cram_md5;
 use crate::replies::Reply;
-use crate::server::{PATIENCE, Server, feed, output, root};
+use crate::server::{Options, PATIENCE, Server, feed, output, root};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Channel {
@@ -34,6 +34,13 @@ struct Job<'a> {
     /// The message with CRLF, and with LF.
     crlf: PathBuf,
     lf: PathBuf,
+}
+
+const MECHANISMS: [&str; 5] = ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "PLAIN", "LOGIN", "CRAM-MD5"];
+
+/// For clients that know no better.
+fn is_old(mechanism: Option<&str>) -> bool {
+    mechanism.is_none_or(|name| !name.starts_with("SCRAM"))
 }
 
 const USER: &str = "alice@demo.test";
@@ -95,7 +102,7 @@ fn check_stored(stored: &[u8], sent: &str, to: &str, keyword: &str) {
 
 /// Everything that is asked of every client.
 fn exercise(client: &str, can: &dyn Fn(Channel, Option<&str>) -> bool, run: &dyn Fn(&Job<'_>) -> (bool, String)) {
-    let server = Server::start();
+    let server = Server::start_with(Options { mechanisms: MECHANISMS.to_vec(), ..Options::default() });
     let (mut to_bob, mut done) = (0, 0);
     let job = |address, tls, mechanism, to, subject: &str| {
         let (crlf, lf) = (server.path("message.crlf"), server.path("message.lf"));
@@ -104,7 +111,7 @@ fn exercise(client: &str, can: &dyn Fn(Channel, Option<&str>) -> bool, run: &dyn
         Job { server: &server, address, tls, mechanism, from: USER, to, crlf, lf }
     };
     for (tls, address) in [(Channel::StartTls, server.submission()), (Channel::Tls, server.submissions())] {
-        for mechanism in ["PLAIN", "LOGIN", "CRAM-MD5"] {
+        for mechanism in MECHANISMS {
             if !can(tls, Some(mechanism)) {
                 continue;
             }
@@ -159,7 +166,7 @@ fn swaks() {
     if !present("swaks", command_exists("swaks")) {
         return;
     }
-    exercise("swaks", &|_, _| true, &|job| {
+    exercise("swaks", &|_, mechanism| is_old(mechanism), &|job| {
         let (host, port) = host(job);
         let mut command = Command::new("swaks");
         command.args([
@@ -195,7 +202,7 @@ fn curl() {
     if !present("curl", command_exists("curl")) {
         return;
     }
-    exercise("curl", &|_, _| true, &|job| {
+    exercise("curl", &|_, mechanism| is_old(mechanism), &|job| {
         let (host, port) = host(job);
         let scheme = if job.tls == Channel::Tls { "smtps" } else { "smtp" };
         let mut command = Command::new("curl");
@@ -219,7 +226,7 @@ fn msmtp() {
     if !present("msmtp", command_exists("msmtp")) {
         return;
     }
-    exercise("msmtp", &|_, _| true, &|job| {
+    exercise("msmtp", &|_, mechanism| mechanism != Some("SCRAM-SHA-256-PLUS"), &|job| {
         let (host, port) = host(job);
         let mut command = Command::new("msmtp");
         command.arg("--file=/dev/null").args([format!("--host={host}"), format!("--port={port}")]);
@@ -264,7 +271,7 @@ fn smtplib() {
     if !present("python3", command_exists("python3")) {
         return;
     }
-    exercise("smtplib", &|_, _| true, &|job| {
+    exercise("smtplib", &|_, mechanism| is_old(mechanism), &|job| {
         finish(Command::new("python3").arg(clients().join("send.py")).arg(told(job)))
     });
 }
@@ -275,7 +282,7 @@ fn nodemailer() {
     if !present("nodemailer", command_exists("node") && installed) {
         return;
     }
-    exercise("nodemailer", &|_, _| true, &|job| {
+    exercise("nodemailer", &|_, mechanism| is_old(mechanism), &|job| {
         finish(Command::new("node").arg(clients().join("send.mjs")).arg(told(job)))
     });
 }
@@ -300,9 +307,15 @@ fn gsasl() {
             "--password",
             PASSWORD,
         ]);
-        command.args(["--authorization-id", "", "--hostname", "mx.demo.test", "--service", "smtp"]);
+        // SCRAM has no empty authorization identity (RFC 5802 §7).
+        let authzid = if is_old(job.mechanism) { "" } else { USER };
+        command.args(["--authorization-id", authzid, "--hostname", "mx.demo.test", "--service", "smtp"]);
         // It compares the name in the certificate with the address that it connects to; an empty file turns that off.
         command.arg("--x509-ca-file=");
+        if job.mechanism == Some("SCRAM-SHA-256") {
+            // Else it says that it could have bound itself, which is a downgrade where -PLUS is offered.
+            command.arg("--no-cb");
+        }
         let stuffed = stuffed(job);
         let lines = format!("MAIL FROM:<{}>\r\nRCPT TO:<{}>\r\nDATA\r\n{stuffed}.\r\nQUIT\r\n", job.from, job.to);
         let mut client = Talk::spawn(&mut command);
@@ -429,7 +442,7 @@ fn openssl_s_client() {
     if !present("openssl", command_exists("openssl")) {
         return;
     }
-    exercise("openssl s_client", &|tls, _| tls != Channel::Clear, &|job| {
+    exercise("openssl s_client", &|tls, mechanism| tls != Channel::Clear && is_old(mechanism), &|job| {
         let mut client = Talk::s_client(job);
         let outcome = client.submit(job);
         client.end();

@@ -109,6 +109,12 @@ pub struct User {
 }
 
 impl User {
+    /// Whether SCRAM-SHA-256 can succeed: there are keys, or a password in clear to make them of.
+    pub fn has_scram_sha_256(&self) -> bool {
+        let serves = |secret: &StoredSecret| secret.scram_keys(Hash::Sha256).is_some() || secret.cleartext().is_some();
+        self.secrets.iter().any(serves)
+    }
+
     /// Whether one of the secrets fits the password, in any of the forms that it may have been hashed in.
     pub fn verify(&self, password: &[u8]) -> bool {
         let candidates = prep::candidates(password);

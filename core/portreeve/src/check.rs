@@ -175,7 +175,7 @@ fn users_file(config: &Config, report: &mut Report) {
                 format!("{}: has no users: nobody can log in, no recipient exists", config.users.file.display());
             report.warning(span, "users.file", cause, "add one with `portreeve user add NAME@DOMAIN`");
         }
-        Ok(_) => {}
+        Ok(loaded) => who_cannot_use_scram(config, &loaded, report),
         Err(BadUsers { why: WhyBad::Io(error), .. }) if error.kind() == std::io::ErrorKind::NotFound => {
             if asks {
                 let cause = format!("{}: is not there yet: nobody can log in", config.users.file.display());
@@ -186,6 +186,20 @@ fn users_file(config: &Config, report: &mut Report) {
             let (cause, remedy) = certificates::halves(&bad.to_string());
             report.error(span, "users.file", cause, remedy);
         }
+    }
+}
+
+/// Clients take the strongest mechanism that they are offered, and few try another one when it fails.
+fn who_cannot_use_scram(config: &Config, users: &Users, report: &mut Report) {
+    const SCRAM: &str = "SCRAM-SHA-256";
+    let offers = |listener: &&config::Listener| {
+        listener.auth != smtp::listener::AuthOffer::Off && listener.mechanisms.iter().any(|name| name == SCRAM)
+    };
+    let Some(listener) = config.listeners.iter().find(offers) else { return };
+    if let Some(user) = users.iter().find(|user| !user.secrets.is_empty() && !user.has_scram_sha_256()) {
+        let cause = format!("{} has no key for {SCRAM}: clients that choose it cannot log in", user.name);
+        let remedy = "set the password anew with `portreeve user passwd`, or write mechanisms = [\"PLAIN\", \"LOGIN\"]";
+        report.warning(Some(listener.written.span("listener[].mechanisms")), "listener.mechanisms", cause, remedy);
     }
 }
 
@@ -353,6 +367,34 @@ mod tests {
             "{told}"
         );
         assert!(told.contains("X-OWN"), "{told}");
+    }
+
+    #[test]
+    fn users_whom_the_strongest_mechanism_would_lock_out_are_named() {
+        let host = Host::new("scram");
+        let (file, users) = (host.dir.join("p.toml"), host.dir.join("users"));
+        let text = "[users]\nfile = \"users\"\n[[tls.certificate]]\ncert = \"c.pem\"\nkey = \"k.pem\"\n\
+                    [[route]]\nkind = \"maildir\"\npath = \"m\"\n\
+                    [[listener]]\nrole = \"submission\"\nbind = [\"127.0.0.1:1\"]\ndomains = [\"a.test\"]\n";
+        let hashed = "{SSHA}M0YXe+4K7AXJbpIQR++HGoshE8JzYWx0c2FsdA==";
+        let keys = "{SCRAM-SHA-256}4096,AAECAwQFBgcICQoLDA0ODw==,zHCdol2044/ZyWzPLi7oxApCkamKw9Z+E4U/QApd/5Y=,\
+                    dd5peBOitVnLNFu7VmwP+HiDaaw4OUCv396eVCWhYiE=";
+        for (more, secrets, warned) in [
+            ("", hashed.to_owned(), true),
+            ("", format!("{hashed} {keys}"), false),
+            ("", String::new(), false),
+            ("mechanisms = [\"PLAIN\"]", hashed.to_owned(), false),
+            ("auth = \"off\"\nrequire_auth = false", hashed.to_owned(), false),
+        ] {
+            std::fs::write(&users, format!("good@a.test:{keys}\nother@a.test:{secrets}\n")).unwrap();
+            let (config, _) = config::parse(&file, &format!("{text}{more}\n"));
+            let config = config.unwrap();
+            let mut report = Report::new(config.file.clone(), config.text.clone());
+            users_file(&config, &mut report);
+            let told = report.render(false);
+            assert_eq!(told.contains("other@a.test has no key for SCRAM-SHA-256"), warned, "{more} {secrets}: {told}");
+            assert!(!report.has_errors(), "{told}");
+        }
     }
 
     #[test]

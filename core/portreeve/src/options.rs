@@ -347,7 +347,11 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         path: "listener[].mechanisms",
         kind: Kind::Mechanisms,
-        default: Default::Is("[\"PLAIN\", \"LOGIN\"]"),
+        default: Default::ByRole {
+            mx: "[\"PLAIN\", \"LOGIN\"]",
+            submission: "[\"SCRAM-SHA-256-PLUS\", \"SCRAM-SHA-256\", \"PLAIN\", \"LOGIN\"]",
+            submissions: "[\"SCRAM-SHA-256-PLUS\", \"SCRAM-SHA-256\", \"PLAIN\", \"LOGIN\"]",
+        },
         reload: Reload::Command,
         help: "SASL mechanisms to offer. Each must be in a loaded library, see `plugins.load`; CRAM-MD5 is in `legacy`.",
         example: "[\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]",

@@ -29,7 +29,8 @@ fn an_idle_session_fits_the_bar() {
     .unwrap();
     let store = Arc::new(CertificateStore::new(CertificateSet::new(vec![certificate]).unwrap()));
     let keys = Arc::new(TicketKeys::new(&[[1; 32]]));
-    let server = Arc::new(ServerTls::new(&Settings::default(), store, keys).unwrap());
+    let server =
+        Arc::new(ServerTls::new(&Settings { channel_binding: true, ..Settings::default() }, store, keys).unwrap());
 
     let mut kept = Vec::new();
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
