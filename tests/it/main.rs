@@ -11,6 +11,7 @@ mod fuzz;
 mod mechanisms;
 mod model;
 mod replies;
+mod runners;
 mod scram;
 mod server;
 mod soak;

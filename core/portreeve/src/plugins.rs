@@ -9,12 +9,14 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use plugin_host::{Complain, Demands, Inspection, Note, Registry, Vetted};
+use plugin_host::{Complain, Demands, Note, Registry, Vetted};
+use serde_json::Value;
 use smtp::listener::AuthOffer;
 
 use crate::certificates::halves;
 use crate::cli::{PluginCommand, exit};
 use crate::config::{self, Config};
+use crate::control::client;
 use crate::report::Report;
 use crate::terminal;
 
@@ -142,10 +144,13 @@ pub fn command(command: &PluginCommand) -> ExitCode {
     match command {
         PluginCommand::List { config } => {
             let (config, mut report) = config::load(&config.file());
+            // What a running server knows beyond the files; without one there is nothing to be known.
+            let running = config.as_ref().and_then(|config| client::ask(&config.admin.socket, "status").ok());
+            let running = running.map_or(Value::Null, |answer| answer["supervisor"].clone());
             let libraries = config.and_then(|config| read(&config, &mut report));
             eprint!("{}", report.render(terminal::color()));
             match libraries {
-                Some(libraries) => terminal::print(&list(&libraries)),
+                Some(libraries) => terminal::print(&list(&libraries, &running)),
                 None => ExitCode::from(exit::CONFIGURATION),
             }
         }
@@ -158,7 +163,7 @@ pub fn command(command: &PluginCommand) -> ExitCode {
     }
 }
 
-fn list(libraries: &[Library]) -> String {
+fn list(libraries: &[Library], running: &Value) -> String {
     let mut to = String::new();
     for library in libraries {
         let mechanisms: Vec<&str> = library.note.mechanisms.keys().map(|name| name.as_str()).collect();
@@ -172,6 +177,15 @@ fn list(libraries: &[Library]) -> String {
             &hex(&library.sha256)[..12],
             library.path.display()
         );
+        let editions = running["libraries"].as_array().into_iter().flatten();
+        for edition in editions.filter(|edition| edition["id"] == library.id) {
+            to.push_str(&client::edition(edition));
+        }
+        for (mechanism, cause) in running["quarantine"].as_object().into_iter().flatten() {
+            if mechanisms.contains(&mechanism.as_str()) {
+                let _ = writeln!(to, "  {mechanism} is in quarantine: {}", cause.as_str().unwrap_or_default());
+            }
+        }
     }
     to
 }

@@ -34,6 +34,18 @@ pub fn ask(socket: &Path, command: &str) -> Result<Value, String> {
     serde_json::from_str(&line).map_err(|error| format!("{place}: the answer is no JSON: {error}"))
 }
 
+/// One edition of a library that has a process of its own, on a line.
+pub fn edition(edition: &Value) -> String {
+    let word = |name: &str| edition[name].as_str().unwrap_or("none").to_owned();
+    format!(
+        "  edition {} {}, {} deaths in the last minute, sandbox: {}\n",
+        edition["generation"],
+        word("state"),
+        edition["deaths"],
+        word("sandbox")
+    )
+}
+
 /// `status` for people.
 pub fn render_status(answer: &Value) -> String {
     let mut to = String::new();
@@ -64,6 +76,12 @@ pub fn render_status(answer: &Value) -> String {
             word(&process["state"]),
             process["seconds"]
         );
+    }
+    for edition in answer["supervisor"]["libraries"].as_array().into_iter().flatten() {
+        let _ = write!(to, "library     {:<10}{}", word(&edition["id"]), self::edition(edition));
+    }
+    for (mechanism, cause) in answer["supervisor"]["quarantine"].as_object().into_iter().flatten() {
+        let _ = writeln!(to, "QUARANTINE  {mechanism}: {}; mend it, then `portreeve reload`", word(cause));
     }
     for (name, value) in status["totals"].as_object().into_iter().flatten() {
         match value {

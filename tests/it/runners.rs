@@ -1,0 +1,307 @@
+//! Mechanisms in processes of their own: they work, their faults cost nobody else anything, they are replaced
+//! and, when that happens too often, put into quarantine; their files change under open exchanges.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tempfile::TempDir;
+
+use crate::mechanisms::cram_md5;
+use crate::server::{Options, PATIENCE, Server, output, root};
+
+/// A client in clear, in a network that may log in so.
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("a server");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut client = Self(BufReader::new(stream));
+        assert!(client.reply().starts_with("220 "));
+        client.ask("EHLO client.example");
+        client
+    }
+
+    fn say(&mut self, line: &str) {
+        self.0.get_mut().write_all(format!("{line}\r\n").as_bytes()).expect("sent");
+    }
+
+    fn reply(&mut self) -> String {
+        let mut reply = String::new();
+        loop {
+            let start = reply.len();
+            let octets = self.0.read_line(&mut reply).expect("a reply in time");
+            if octets == 0 || reply.as_bytes().get(start + 3) != Some(&b'-') {
+                return reply;
+            }
+        }
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        self.say(line);
+        self.reply()
+    }
+
+    fn auth(&mut self, mechanism: &str, initial: &str) -> String {
+        self.ask(&format!("AUTH {mechanism} {}", STANDARD.encode(initial)))
+    }
+
+    fn login(&mut self) -> String {
+        self.auth("X-FAULTY", "alice@demo.test secret")
+    }
+}
+
+/// Compiles the fixture to where the server looks for it, by a rename as an installer would.
+fn install(folder: &Path, version: &str, strength: u32) {
+    let made = folder.join("new");
+    let (status, text) = output(
+        Command::new("cc")
+            .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"])
+            .arg(format!("-DVERSION=\"{version}\""))
+            .arg(format!("-DSTRENGTH={strength}"))
+            .arg("-I")
+            .arg(root().join("plugins/abi"))
+            .arg("-o")
+            .args([&made, &root().join("tests/it/fixtures/faulty.c")]),
+    );
+    assert!(status.success(), "{text}");
+    fs::rename(made, folder.join("portreeve_faulty.so")).expect("installed");
+}
+
+/// A server with the faulty library in this folder, and PLAIN inline beside it.
+struct Faulty {
+    server: Server,
+    folder: TempDir,
+}
+
+impl std::ops::Deref for Faulty {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+fn start() -> Faulty {
+    let options = Options { listener: "cleartext_auth_nets = [\"127.0.0.0/8\"]".into(), ..Options::default() };
+    let mut server = Server::prepare(options);
+    // Root takes libraries only from folders that nobody else may write to, all the way up.
+    let root = rustix::process::geteuid().is_root();
+    let parent = if root { "/var/lib".into() } else { server.path("") };
+    let folder = TempDir::with_prefix_in("portreeve-it-", parent).expect("a folder");
+    install(folder.path(), "1.0", 10);
+    let text = server.config().replace("[\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]", "[\"PLAIN\", \"X-FAULTY\"]");
+    let load = format!("[plugins]\npath = [{:?}]\nload = [\"standard\", \"faulty\"]\n", folder.path());
+    server.write_config(&text.replace("[plugins]\nload = [\"standard\", \"legacy\"]\n", &load));
+    server.run();
+    Faulty { server, folder }
+}
+
+fn status(server: &Server) -> serde_json::Value {
+    let (status, text) = output(&mut server.command(&["status", "--json"]));
+    assert!(status.success(), "{text}");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn reload(server: &Server) {
+    let (status, text) = output(&mut server.command(&["reload"]));
+    assert!(status.success(), "{text}\n{}", server.log());
+}
+
+fn hosts(server: &Server) -> usize {
+    server.processes().get("mechanism-host").map_or(0, Vec::len)
+}
+
+fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2)); // between two looks, not instead of one
+    }
+}
+
+#[test]
+fn bundled_libraries_serve_from_processes_too() {
+    let mut options = Options { listener: "cleartext_auth_nets = [\"127.0.0.0/8\"]".into(), ..Options::default() };
+    options.tables = "[[plugins.library]]\nid = \"standard\"\nrunner = \"process\"\n\
+                      [[plugins.library]]\nid = \"legacy\"\nrunner = \"process\"\n"
+        .into();
+    let server = Server::start_with(options);
+    assert_eq!(hosts(&server), 2);
+    let mut client = Client::connect(server.mx());
+    assert!(client.ask("EHLO client.example").contains("AUTH PLAIN LOGIN CRAM-MD5"));
+    assert!(client.auth("PLAIN", "\0alice@demo.test\0wrong").starts_with("535 5.7.8"));
+    assert!(client.auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 2.7.0"));
+    let mut client = Client::connect(server.mx());
+    let challenge = client.ask("AUTH CRAM-MD5");
+    let challenge = STANDARD.decode(challenge.trim().strip_prefix("334 ").expect("a challenge")).expect("base64");
+    let answer = format!("alice@demo.test {}", cram_md5(b"secret", &challenge));
+    assert!(client.ask(&STANDARD.encode(answer)).starts_with("235 2.7.0"));
+    let mut client = Client::connect(server.mx());
+    assert!(client.ask("AUTH LOGIN").starts_with("334 "));
+    assert!(client.ask("*").starts_with("501 "), "cancelled");
+    assert!(client.auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 "));
+
+    if !Command::new("swaks").arg("--version").output().is_ok_and(|found| found.status.success()) {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "swaks is not installed; tests/setup installs it");
+        return eprintln!("SKIPPED: swaks is not installed");
+    }
+    for mechanism in ["PLAIN", "CRAM-MD5"] {
+        let mut swaks = Command::new("swaks");
+        swaks.args(["--tls", "--auth", mechanism, "--auth-user", "alice@demo.test", "--auth-password", "secret"]);
+        swaks.args(["--from", "alice@demo.test", "--to", "bob@demo.test"]);
+        let (status, text) = output(swaks.arg("--server").arg(server.submission().to_string()));
+        assert!(status.success(), "{text}");
+    }
+    server.mail("bob", 2);
+}
+
+/// What ends the process, and what the supervisor says of it.
+const DEADLY: [(&str, &str); 16] = [
+    ("abort", "SIGABRT"),
+    ("segv", "SIGSEGV"),
+    ("bus", "SIGBUS"),
+    ("stack", "SIGSEGV"),
+    ("exit", "exit code 0"),
+    ("quick-exit", "exit code 7"),
+    ("loop", "SIGALRM"),
+    ("sleep", "SIGALRM"),
+    ("deadlock", "SIGALRM"),
+    ("leak", "SIGABRT"),
+    ("close", "process.died"),
+    ("socket", "SIGSYS"),
+    ("exec", "SIGSYS"),
+    ("kill", "SIGSYS"),
+    ("abort", "SIGABRT"),
+    ("segv", "SIGSEGV"),
+];
+
+#[test]
+fn a_fault_costs_the_exchanges_of_its_process_and_nobody_else_anything() {
+    let mut slowest = Duration::ZERO;
+    // The fifth death within a minute is another test's.
+    for faults in DEADLY.chunks(4) {
+        let server = start();
+        let worker = server.processes()["worker"].clone();
+        let mut bystander = Client::connect(server.mx());
+        assert!(bystander.auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 "));
+        assert!(bystander.ask("MAIL FROM:<alice@demo.test>").starts_with("250 "));
+        for (fault, cause) in faults {
+            let mut waiting = Client::connect(server.mx());
+            assert!(waiting.auth("X-FAULTY", "wait").starts_with("334 "), "{fault}");
+            let mut victim = Client::connect(server.mx());
+            let reply = victim.auth("X-FAULTY", fault);
+            assert!(reply.starts_with("454 4.7.0"), "{fault}: {reply}");
+            let died = Instant::now();
+            assert!(bystander.ask("NOOP").starts_with("250 "), "{fault}");
+            // The very next exchange is served by the replacement.
+            let reply = victim.login();
+            assert!(reply.starts_with("235 "), "{fault}: {reply}\n{}", server.log());
+            slowest = slowest.max(died.elapsed());
+            let reply = waiting.ask(&STANDARD.encode("alice@demo.test secret"));
+            assert!(reply.starts_with("454 4.7.0"), "{fault}: its state is gone: {reply}");
+            assert!(waiting.login().starts_with("235 "), "{fault}");
+            await_that(&format!("{cause} in the log after {fault}"), || {
+                server.log().lines().any(|line| line.contains("process.died") && line.contains(cause))
+            });
+        }
+        assert!(bystander.ask("RCPT TO:<bob@demo.test>").starts_with("250 "));
+        assert_eq!(server.processes()["worker"], worker, "the same worker");
+    }
+    println!("from a death to a login through the replacement: {slowest:?} at most");
+    // 100 ms are promised; a debug build on a busy machine gets more.
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
+#[test]
+fn what_is_refused_or_nonsense_does_not_even_end_the_process() {
+    let server = start();
+    let host = server.processes()["mechanism-host"].clone();
+    for tried in ["threads", "files", "code", "signals", "stdout"] {
+        let reply = Client::connect(server.mx()).auth("X-FAULTY", tried);
+        assert!(reply.starts_with("334 "), "{tried}: {reply}");
+    }
+    for nonsense in ["nonsense", "outside", "what?"] {
+        let reply = Client::connect(server.mx()).auth("X-FAULTY", nonsense);
+        assert!(reply.starts_with("454 4.7.0"), "{nonsense}: {reply}");
+    }
+    assert!(Client::connect(server.mx()).login().starts_with("235 "));
+    assert_eq!(server.processes()["mechanism-host"], host);
+    assert!(!server.log().contains("process.died"), "{}", server.log());
+    // Whatever it writes to its links, the exchange that is under way there at most is lost.
+    let mut bystander = Client::connect(server.mx());
+    assert!(bystander.auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 "));
+    Client::connect(server.mx()).auth("X-FAULTY", "links");
+    assert!(bystander.ask("NOOP").starts_with("250 "));
+    await_that("a login", || Client::connect(server.mx()).login().starts_with("235 "));
+    let sandbox = status(&server)["supervisor"]["libraries"][0]["sandbox"].as_str().map(str::to_owned);
+    assert!(sandbox.as_deref().is_some_and(|text| text.contains("seccomp")), "{sandbox:?}");
+}
+
+#[test]
+fn five_deaths_in_a_minute_are_quarantine_until_a_reload() {
+    let server = start();
+    let mut client = Client::connect(server.mx());
+    for _ in 0..5 {
+        assert!(client.auth("X-FAULTY", "abort").starts_with("454 4.7.0"));
+    }
+    await_that("quarantine", || !client.ask("EHLO client.example").contains("X-FAULTY"));
+    assert!(client.login().starts_with("504 "), "not offered, not known");
+    assert!(client.auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 "));
+    let status = status(&server);
+    assert!(status["supervisor"]["quarantine"]["X-FAULTY"].as_str().is_some_and(|why| why.contains("5 times")));
+    assert_eq!(status["supervisor"]["libraries"][0]["state"], "quarantine");
+    assert!(server.log().contains("plugin.quarantined"));
+    let (_, listed) = output(&mut server.command(&["plugin", "list"]));
+    assert!(listed.contains("quarantine"), "{listed}");
+    assert_eq!(hosts(&server), 0);
+
+    install(server.folder.path(), "2.0", 10);
+    reload(&server);
+    await_that("the mechanism", || client.ask("EHLO client.example").contains("X-FAULTY"));
+    assert!(Client::connect(server.mx()).login().starts_with("235 "));
+}
+
+#[test]
+fn a_library_is_replaced_under_open_exchanges() {
+    const REPLACEMENTS: u32 = 12;
+    let server = start();
+    let worker = server.processes()["worker"].clone();
+    let mut open = Vec::new();
+    for edition in 0..REPLACEMENTS {
+        let mut waiting: Vec<Client> = (0..5).map(|_| Client::connect(server.mx())).collect();
+        for client in &mut waiting {
+            assert!(client.auth("X-FAULTY", "wait").starts_with("334 "));
+        }
+        open.push(waiting);
+        install(server.folder.path(), &format!("1.{edition}"), 20 + edition);
+        reload(&server);
+        assert!(Client::connect(server.mx()).login().starts_with("235 "), "edition {edition}");
+        // Exchanges of three editions are open at a time.
+        if open.len() > 3 {
+            finish(open.remove(0));
+        }
+    }
+    open.into_iter().for_each(finish);
+    await_that("old editions to go", || hosts(&server) == 1);
+    assert_eq!(server.processes()["worker"], worker, "workers do not change for that");
+    assert!(!server.log().contains("process.died"), "{}", server.log());
+
+    // A file that is no good changes nothing.
+    fs::write(server.folder.path().join("portreeve_faulty.so"), b"no library").expect("written");
+    assert!(!output(&mut server.command(&["reload"])).0.success());
+    assert!(Client::connect(server.mx()).login().starts_with("235 "));
+}
+
+fn finish(clients: Vec<Client>) {
+    for mut client in clients {
+        let reply = client.ask(&STANDARD.encode("alice@demo.test secret"));
+        assert!(reply.starts_with("235 "), "{reply}");
+    }
+}
