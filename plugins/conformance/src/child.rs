@@ -120,6 +120,7 @@ fn world_of(vectors: &[Vector], declared: &Declared) -> World {
         let (other, _) = vector.world(&traits);
         world.users.extend(other.users);
         world.tokens.extend(other.tokens);
+        world.proxies.extend(other.proxies);
     }
     world
 }

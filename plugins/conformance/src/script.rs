@@ -187,6 +187,10 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         match self.story.judge(&self.traits) {
+            Ok(()) if self.story.proof().is_some_and(|entry| !entry.authorized) => {
+                self.failed = true;
+                self.print("  the host does not accept it: 535, may not act as that authzid")
+            }
             Ok(()) => self.print("  the host accepts it: 235"),
             Err(fault) => {
                 self.failed = true;

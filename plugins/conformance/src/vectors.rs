@@ -139,6 +139,9 @@ impl Vector {
         if !person.authcid.is_empty() && !person.password.is_empty() {
             world.users.insert(person.authcid.clone().into(), person.password.clone());
         }
+        if !person.authzid.is_empty() {
+            world.proxies.insert((person.authcid.clone().into(), person.authzid.clone().into()));
+        }
         if !self.text("token").is_empty() {
             let whose = [&person.authzid, &person.authcid].into_iter().find(|name| !name.is_empty());
             world.tokens.insert(person.token.clone().into(), whose.cloned().unwrap_or_default());

@@ -1,9 +1,9 @@
 //! A host without a server: users, tokens and channel bindings of the test world, effects and their ledger, and
 //! the loop that runs one exchange against a mechanism. Everything follows from the plan: no clock, no chance.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use portreeve_plugin_abi::{action, binding, conn, key, mech_flag, out_flag, status};
+use portreeve_plugin_abi::{action, binding, conn, fail, key, mech_flag, out_flag, status};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{self, Client, Hash, Kind, Person};
@@ -146,6 +146,8 @@ pub struct World {
     pub users: BTreeMap<Vec<u8>, String>,
     /// Token and whose it is.
     pub tokens: BTreeMap<Vec<u8>, String>,
+    /// Who may act as whom.
+    pub proxies: BTreeSet<(Vec<u8>, Vec<u8>)>,
     /// What VERIFY_TOKEN says about a bad one.
     pub token_error: String,
     /// SCRAM salt and iterations.
@@ -162,6 +164,7 @@ impl Default for World {
         Self {
             users: users.map(|(name, password)| (name.into(), password.to_owned())).into(),
             tokens: [(person.token.clone().into_bytes(), "user".to_owned()), (b"token".to_vec(), "user".to_owned())].into(),
+            proxies: BTreeSet::new(),
             token_error: r#"{"status":"invalid_token"}"#.into(),
             salt: ((0..16).collect(), 4096),
             binding: (0..32).collect(),
@@ -183,6 +186,8 @@ pub struct Entry {
     pub doomed: bool,
     /// Whether the world itself has checked the client's secret, and it was right.
     pub verified: bool,
+    /// Whether the client may act as whom it wants to.
+    pub authorized: bool,
 }
 
 impl World {
@@ -235,7 +240,12 @@ impl World {
             }
         }
         outcome.status = status;
-        (outcome, Entry { handle, effect: answer.action, status, doomed, verified })
+        let (authcid, authzid) = (&answer.authcid.0, &answer.authzid.0);
+        let authorized = authzid.is_empty()
+            || authcid.is_empty()
+            || authcid == authzid
+            || self.proxies.contains(&(authcid.clone(), authzid.clone()));
+        (outcome, Entry { handle, effect: answer.action, status, doomed, verified, authorized })
     }
 
     /// The key of a user, or one that is made up from the name.
@@ -465,7 +475,13 @@ fn converse(
         event = match answer.action {
             action::SUCCESS | action::FAIL => {
                 let is_success = answer.action == action::SUCCESS;
-                story.end = if is_success { End::Success } else { End::Failure(answer.arg) };
+                // Policy is the host's: whoever may not act as somebody else hears what a wrong password hears.
+                let authorized = !is_success || story.proof().is_none_or(|entry| entry.authorized);
+                story.end = match (is_success, authorized) {
+                    (true, true) => End::Success,
+                    (true, false) => End::Failure(fail::AUTHZ),
+                    (false, _) => End::Failure(answer.arg),
+                };
                 if answer.flags & out_flag::FINAL_DATA != 0
                     && is_success
                     && let Voice::Client(client) = &mut voice
@@ -474,6 +490,7 @@ fn converse(
                     story.end = End::Puzzled(why);
                 }
                 if let Voice::Client(client) = &voice
+                    && is_success
                     && story.end == End::Success
                     && !client.is_content()
                 {

@@ -123,7 +123,9 @@ fn check_library(
     let all = std::io::stdout().is_terminal();
     let mut tell = |told: Told| {
         let text = if json { Some(format!("{}\n", told.to_json())) } else { told.to_text(all) };
-        text.into_iter().for_each(|text| drop(terminal::print(&text)));
+        if let Some(text) = text {
+            terminal::print(&text);
+        }
     };
     let summary = check::check(&options, &mut tell)?;
     let good = summary.failed == 0;
