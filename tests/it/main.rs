@@ -10,6 +10,7 @@ mod dialog;
 mod fuzz;
 mod mechanisms;
 mod model;
+mod next_hops;
 mod replies;
 mod runners;
 mod scram;
