@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::version::{TLS12, TLS13};
 
 use crate::bare::DOMAIN;
+use crate::clients::{command_exists, present};
 use crate::server::{Options, PATIENCE, Server, feed};
 use crate::wire::{Wire, tls_with};
 
@@ -169,12 +170,51 @@ fn external_logs_in_whom_the_users_file_names() {
     }
 }
 
+/// A client of another make, with another TLS library.
+#[test]
+fn msmtp_logs_in_by_its_certificate() {
+    if !present("msmtp", command_exists("msmtp")) {
+        return;
+    }
+    let known = Authority::new("Ours");
+    let mut server = prepare("request", &known);
+    let users = format!("alice@{DOMAIN}::cert=cn:alice\nbob@{DOMAIN}:\n");
+    std::fs::write(server.path("state/auth/users"), users).expect("the users file");
+    server.run();
+    for (name, wanted) in [("alice", true), ("mallory", false)] {
+        let (certificate, key) = known.issue(name, &[]);
+        let files =
+            [("client.pem", pem("CERTIFICATE", &certificate)), ("client.key", pem("PRIVATE KEY", key.secret_der()))];
+        files.iter().for_each(|(file, text)| std::fs::write(server.path(file), text).expect("a file"));
+        let mut command = Command::new("msmtp");
+        command.args([
+            "--file=/dev/null",
+            "--auth=external",
+            "--user=alice@demo.test",
+            "--domain=client.example",
+            "--debug",
+        ]);
+        command.args(["--timeout=15", "--tls=on", "--tls-starttls=on", "--tls-certcheck=off"]);
+        command.args([format!("--host={}", server.ip), format!("--port={}", server.submission().port())]);
+        command.arg(format!("--tls-cert-file={}", server.path("client.pem").display()));
+        command.arg(format!("--tls-key-file={}", server.path("client.key").display()));
+        command.args([format!("--from=alice@{DOMAIN}"), format!("bob@{DOMAIN}")]);
+        let (status, said) = feed(&mut command, format!("From: alice@{DOMAIN}\n\nby certificate\n").as_bytes());
+        assert_eq!(status.success(), wanted, "{name}: {said}");
+        assert!(said.contains(if wanted { "235 2.7.0" } else { "535 5.7.8" }), "{name}: {said}");
+    }
+    assert_eq!(server.mail("bob", 1).len(), 1);
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
+}
+
 /// SHA-256 of the public key, as openssl makes it of the certificate.
 fn spki(certificate: &CertificateDer<'_>) -> String {
-    let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", STANDARD.encode(certificate));
     let (status, said) = feed(
         Command::new("sh").args(["-c", "openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | sha256sum"]),
-        pem.as_bytes(),
+        pem("CERTIFICATE", certificate).as_bytes(),
     );
     assert!(status.success(), "{said}");
     said.split(' ').next().unwrap_or_default().to_owned()

@@ -59,7 +59,7 @@ fn message(subject: &str) -> String {
 }
 
 /// Whether a client is there; without it a test fails where CI=true and says so elsewhere.
-fn present(client: &str, there: bool) -> bool {
+pub fn present(client: &str, there: bool) -> bool {
     if !there {
         let why = format!("{client} is not installed; tests/setup installs it");
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
@@ -68,7 +68,7 @@ fn present(client: &str, there: bool) -> bool {
     there
 }
 
-fn command_exists(name: &str) -> bool {
+pub fn command_exists(name: &str) -> bool {
     std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(name).exists()))
 }
 
