@@ -192,6 +192,136 @@ fn examples_pass() {
     }
 }
 
+/// A server of its own, ended with this value.
+struct Server(std::process::Child, u16);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Server {
+    /// With these users and libraries, every mechanism offered. Waits until it greets.
+    fn start(home: &Path, users: &[(&str, &str)], load: &[&str], mechanisms: &[&str]) -> Self {
+        // Libraries beside the program are found there, wherever a test's folder is; a configured path below a
+        // folder that others may write to would be refused.
+        let program = home.join("portreeve");
+        if std::fs::hard_link(PROGRAM, &program).is_err() {
+            std::fs::copy(PROGRAM, &program).unwrap();
+        }
+        let portreeve = |arguments: &[&str]| {
+            let mut command = Command::new(&program);
+            command.args(arguments).current_dir(home);
+            command
+        };
+        let made = portreeve(&["init", ".", "--hostname", "mail.example.com", "--domain", "example.com"]).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let pem = |key: bool| {
+            let mut folders = vec![home.to_owned()];
+            while let Some(folder) = folders.pop() {
+                for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                    let is_pem = path.extension().is_some_and(|suffix| suffix == "pem");
+                    if path.is_dir() {
+                        folders.push(path);
+                    } else if is_pem && std::fs::read_to_string(&path).unwrap().contains("PRIVATE KEY") == key {
+                        return path;
+                    }
+                }
+            }
+            panic!("init made no PEM file");
+        };
+        // The system picks the port; it is free again when the server binds it.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let user = if rustix::process::geteuid().is_root() { "user = \"root\"\n" } else { "" };
+        let config = format!(
+            "hostname = \"mail.example.com\"\n[process]\nstate_dir = \"state\"\n{user}\n[[tls.certificate]]\ncert = {:?}\n\
+             key = {:?}\n\n[plugins]\nload = {load:?}\n\n[spool]\nsegment = \"1MiB\"\nmin_free = \"1MiB\"\n\
+             min_free_percent = 0\n\n[[listener]]\nrole = \"submission\"\nbind = [\"127.0.0.1:{port}\"]\n\
+             mechanisms = {mechanisms:?}\nexempt_nets = [\"127.0.0.0/8\"]\n\n[[route]]\ndomain = \"*\"\nkind = \"maildir\"\n\
+             path = \"mail\"\n",
+            pem(false),
+            pem(true)
+        );
+        std::fs::write(home.join("own.toml"), config).unwrap();
+        for (name, password) in users {
+            let arguments = ["user", "add", name, "--password-stdin", "--config", "own.toml"];
+            let mut add = portreeve(&arguments).stdin(std::process::Stdio::piped()).spawn().unwrap();
+            std::io::Write::write_all(&mut add.stdin.take().unwrap(), format!("{password}\n").as_bytes()).unwrap();
+            assert!(add.wait().unwrap().success());
+        }
+        let log = std::fs::File::create(home.join("log")).unwrap();
+        let mut serve = portreeve(&["serve", "--config", "own.toml"]);
+        serve.stdin(std::process::Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut server = Self(serve.spawn().unwrap(), port);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let log = || std::fs::read_to_string(home.join("log")).unwrap();
+            assert!(server.0.try_wait().unwrap().is_none(), "{}", log());
+            assert!(std::time::Instant::now() < deadline, "{}", log());
+            std::thread::sleep(std::time::Duration::from_millis(10)); // between two looks, not instead of one
+        }
+        server
+    }
+}
+
+/// The examples log in: third-party libraries, in processes of their own, against a real server over TLS.
+#[test]
+fn examples_log_in_over_the_wire() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path();
+    for (source, id) in [("c-plain/plain.c", "c_plain"), ("c-acme-token/acme_token.c", "acme_token")] {
+        let cc = Command::new("cc")
+            .args(["-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden", "-I"])
+            .arg(root().join("plugins/abi"))
+            .arg("-o")
+            .arg(home.join(format!("portreeve_{id}.so")))
+            .arg(root().join("plugins/examples").join(source))
+            .output()
+            .unwrap();
+        assert!(cc.status.success(), "{}", String::from_utf8_lossy(&cc.stderr));
+    }
+    for id in ["example_pin", "standard"] {
+        std::fs::copy(bundled(id), home.join(format!("portreeve_{id}.so"))).unwrap();
+    }
+    let (tim, acme, pin) = ("tim@example.com", "acme@example.com", "pin@example.com");
+    let users = [(tim, "tanstaaftanstaaf"), (acme, "acme_0123456789"), (pin, "271828")];
+    let mechanisms = ["SCRAM-SHA-256", "PLAIN", "X-C-PLAIN", "X-ACME-TOKEN", "X-PIN"];
+    let load = ["standard", "c_plain", "acme_token", "example_pin"];
+    let server = Server::start(home, &users, &load, &mechanisms);
+    let encoded = |text: &str| conformance::event::base64(text.as_bytes());
+    let say = |text: &str| serde_json::json!({"c": encoded(text)});
+    let hear = |text: &str| serde_json::json!({"s": encoded(text)});
+    let vector = |mech: &str, lines: &[serde_json::Value], password: &str, outcome: &str| {
+        serde_json::json!({"mech": mech, "source": outcome, "exchange": lines, "password": password, "outcome": outcome})
+    };
+    let plain = format!("\0{tim}\0tanstaaftanstaaf");
+    let scram = format!("n,,n={tim},r=rOprNGfwEbeRWgbNEkqO");
+    let vectors = [
+        vector("PLAIN", &[say(&plain)], "", "success"),
+        vector("X-C-PLAIN", &[say(&plain)], "", "success"),
+        vector("X-C-PLAIN", &[say(&format!("\0{tim}\0wrong"))], "", "credentials"),
+        vector("X-C-PLAIN", &[say("\0\0")], "", "malformed"),
+        vector("X-ACME-TOKEN", &[say(&format!("{acme} acme_0123456789"))], "", "success"),
+        vector("X-PIN", &[hear("name"), say(pin), hear("number"), say("271828")], "", "success"),
+        vector("X-PIN", &[hear("name"), say(pin), hear("number"), say("141421")], "", "credentials"),
+        vector("SCRAM-SHA-256", &[say(&scram)], "tanstaaftanstaaf", "success"),
+        vector("SCRAM-SHA-256", &[say(&scram)], "wrong", "credentials"),
+    ];
+    std::fs::write(home.join("v.json"), serde_json::json!({"exchanges": vectors}).to_string()).unwrap();
+    let address = format!("127.0.0.1:{}", server.1);
+    let text = expect(home, &["vectors", "v.json", "--smtp", &address], 0);
+    assert!(text.contains("9 as published, 0 otherwise, 0 skipped"), "{text}");
+    // Somebody whom the server does not know: said so, and why that may be.
+    let unknown = [vector("PLAIN", &[say("\0nobody@example.com\0x")], "", "success")];
+    std::fs::write(home.join("u.json"), serde_json::json!({"exchanges": unknown}).to_string()).unwrap();
+    let text = expect(home, &["vectors", "u.json", "--smtp", &address], 1);
+    assert!(text.contains("535") && text.contains("does the server know"), "{text}");
+    drop(server);
+    expect(home, &["vectors", "v.json", "--smtp", &address], 1);
+}
+
 // ---------------------------------------------------------------- docs/mechanisms.md, word for word
 
 /// A piece of the page that says what to do or what to see.

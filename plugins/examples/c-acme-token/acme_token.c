@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0
  *
- * X-ACME-TOKEN: how a company's own mechanism looks. The client sends its name, a space, and a token that begins
- * with a prefix from the settings; the server's token back end says whether it is good and whose it is.
+ * X-ACME-TOKEN: how a company's own mechanism looks. The client sends its name, a space, and one of the tokens that
+ * the company hands out for devices. All of them begin alike, which a setting says: whatever else comes is no token,
+ * most likely somebody's real password, and is refused without asking anybody. The tokens are stored like passwords.
  *
- *   [mechanism.X-ACME-TOKEN]
- *   prefix = "acme_" */
+ * Settings: {"prefix": "acme_"}; without it anything is a token. */
 #include "portreeve_plugin.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 typedef struct acme { size_t len; char prefix[32]; } acme;
 
 static const char schema[] =
-  "{\"type\":\"object\",\"additionalProperties\":false,\"required\":[\"prefix\"],\"properties\":{\"prefix\":{"
+  "{\"type\":\"object\",\"additionalProperties\":false,\"examples\":[{\"prefix\":\"acme_\"}],\"properties\":{\"prefix\":{"
   "\"type\":\"string\",\"description\":\"what each of our tokens begins with\",\"examples\":[\"acme_\"]}}}";
 
 /* Once per listener and reload. Here memory may be taken and mistakes may be explained. */
@@ -28,13 +28,13 @@ static int32_t configure(void *plugin, const prv_config *config, void **conf, ch
       free(mine);
       return -1;
     }
-    mine->len = kv->type == PRV_KV_TEXT && kv->value.len <= sizeof mine->prefix ? kv->value.len : 0;
+    if (kv->type != PRV_KV_TEXT || kv->value.len == 0 || kv->value.len > sizeof mine->prefix) {
+      snprintf(err, errcap, "prefix must be a text of 1 to 32 octets, for example prefix = \"acme_\"");
+      free(mine);
+      return -1;
+    }
+    mine->len = kv->value.len;
     memcpy(mine->prefix, kv->value.ptr, mine->len);
-  }
-  if (mine->len == 0) {
-    snprintf(err, errcap, "prefix must be a text of 1 to 32 octets, for example prefix = \"acme_\"");
-    free(mine);
-    return -1;
   }
   *conf = mine;
   return 0;
@@ -56,17 +56,17 @@ static void step(const void *conf, void *state, const prv_in *in, prv_out *out) 
   token = space + 1;
   if ((size_t)(end - token) <= mine->len) return;
   /* What cannot be one of ours need not be asked about. */
-  if (memcmp(token, mine->prefix, mine->len) != 0) { prv_fail_with(out, PRV_FAIL_CREDENTIALS); return; }
+  if (mine->len && memcmp(token, mine->prefix, mine->len) != 0) { prv_fail_with(out, PRV_FAIL_CREDENTIALS); return; }
 
-  out->action = PRV_ACT_VERIFY_TOKEN;
-  out->authzid = prv_ref_msg(in, in->msg.ptr, (size_t)(space - in->msg.ptr));
+  out->action = PRV_ACT_VERIFY_PASSWORD;
+  out->authcid = prv_ref_msg(in, in->msg.ptr, (size_t)(space - in->msg.ptr));
   out->data = prv_ref_msg(in, token, (size_t)(end - token));
 }
 
 static const prv_mech mechs[] = {{
   .size = sizeof(prv_mech),
   .flags = PRV_M_CLIENT_FIRST | PRV_M_PLAINTEXT | PRV_M_NEEDS_TLS | PRV_M_UTF8 | PRV_M_POD_STATE,
-  .needs = PRV_NEED(PRV_ACT_VERIFY_TOKEN),
+  .needs = PRV_NEED(PRV_ACT_VERIFY_PASSWORD),
   .name = "X-ACME-TOKEN", .config_schema = schema, .strength = 40, .state_align = 1, .max_message = 4096,
   .max_steps = 4, .configure = configure, .release = release, .step = step,
 }};
@@ -78,7 +78,7 @@ static const prv_plugin plugin = {
 };
 
 PRV_NOTE("{\"abi\":\"1.0\",\"id\":\"acme_token\",\"version\":\"1.0.0\",\"panic\":\"none\","
-         "\"mechanisms\":{\"X-ACME-TOKEN\":[\"VERIFY_TOKEN\"]}}");
+         "\"mechanisms\":{\"X-ACME-TOKEN\":[\"VERIFY_PASSWORD\"]}}");
 
 const prv_plugin *portreeve_plugin_v1(const prv_host *host, char *err, size_t errcap) {
   (void)err, (void)errcap;
