@@ -141,7 +141,12 @@ impl Client<'_> {
 
 /// A server whose alice has keys for all, and bob for nothing.
 fn server(mechanisms: &[&'static str]) -> Server {
-    let mut server = Server::prepare(Options { mechanisms: mechanisms.to_vec(), ..Options::default() });
+    server_with(mechanisms, "inline")
+}
+
+fn server_with(mechanisms: &[&'static str], runner: &str) -> Server {
+    let tables = format!("\n[[plugins.library]]\nid = \"standard\"\nrunner = \"{runner}\"\n");
+    let mut server = Server::prepare(Options { mechanisms: mechanisms.to_vec(), tables, ..Options::default() });
     let file = server.path("state/auth/users");
     let keys: Vec<String> = Hash::ALL.iter().map(|hash| hash.stored("secret")).collect();
     std::fs::write(file, format!("alice@{DOMAIN}:{}\nbob@{DOMAIN}:\n", keys.join(" "))).expect("the users file");
@@ -171,21 +176,26 @@ fn alice(hash: Hash) -> Client<'static> {
 
 #[test]
 fn every_hash_and_every_channel_binding() {
-    let server = server(&MECHANISMS);
+    for runner in ["inline", "process"] {
+        every_hash_and_every_channel_binding_in(&server_with(&MECHANISMS, runner));
+    }
+}
+
+fn every_hash_and_every_channel_binding_in(server: &Server) {
     for version in [&TLS12, &TLS13] {
         for hash in Hash::ALL {
-            let (mut wire, offered) = connect(&server, version);
+            let (mut wire, offered) = connect(server, version);
             assert_eq!(offered, MECHANISMS);
             assert!(alice(hash).log_in(&mut wire).starts_with("235 2.7.0"), "{hash:?}");
             // What is over is over, and needs no channel binding.
             assert!(wire.ask("AUTH SCRAM-SHA-256-PLUS").expect("a reply").starts_with("503 5.5.1"));
 
-            let (mut wire, _) = connect(&server, version);
-            let binding = end_point(&server);
+            let (mut wire, _) = connect(server, version);
+            let binding = end_point(server);
             let client = Client { plus: true, flag: "p=tls-server-end-point", binding, ..alice(hash) };
             assert!(client.log_in(&mut wire).starts_with("235 2.7.0"), "{hash:?}");
 
-            let (mut wire, _) = connect(&server, version);
+            let (mut wire, _) = connect(server, version);
             let client = Client { plus: true, flag: "p=tls-exporter", binding: wire.exporter(), ..alice(hash) };
             let reply = client.log_in(&mut wire);
             // On 1.2 only the extended master secret would make it safe (RFC 9266 §4.2), and nobody tells us.
