@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use smtp::client::{Channel, Client, Message, Next, Settings, Stage};
@@ -40,6 +40,27 @@ pub(crate) enum Wire {
     Unix(UnixStream),
 }
 
+/// Tells connections that the service ends.
+#[derive(Clone, Default)]
+pub(crate) struct Ending(Arc<OnceLock<Instant>>);
+
+impl Ending {
+    pub(crate) fn begin(&self) {
+        self.0.get_or_init(Instant::now);
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    /// How long a wait in this step may still go on. A message that is with the peer as a whole gets a moment
+    /// more: without its reply it would be sent twice.
+    fn allows(&self, stage: Stage) -> bool {
+        let grace = if stage == Stage::Final { Duration::from_secs(10) } else { Duration::ZERO };
+        self.0.get().is_none_or(|begun| begun.elapsed() < grace)
+    }
+}
+
 /// TLS before the greeting.
 pub(crate) enum Begin<'a> {
     /// As the greeting comes.
@@ -60,10 +81,13 @@ pub(crate) struct Connection {
     until: Instant,
     /// For STARTTLS.
     starttls: Option<(ClientTls, String)>,
+    ending: Ending,
     pub(crate) idle_since: Instant,
 }
 
-const CONNECT_PATIENCE_MAX: Duration = Duration::from_secs(30);
+const CONNECT_PATIENCE_MAX: Duration = Duration::from_secs(20);
+/// Between looks whether the service ends.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Addresses of one host that are tried.
 const ADDRESSES_MAX: usize = 6;
 /// A peer that takes fewer octets a second than this is too slow.
@@ -112,6 +136,7 @@ impl Connection {
         begin: Begin<'_>,
         starttls: Option<(ClientTls, String)>,
         patience: Duration,
+        ending: &Ending,
     ) -> (Self, Next) {
         let mut entropy = [0; 24];
         // SCRAM's nonce; without randomness the server's half still protects the server.
@@ -129,6 +154,7 @@ impl Connection {
             patience,
             until: now + patience * PATIENT_STEPS,
             starttls,
+            ending: ending.clone(),
             idle_since: now,
         };
         if let Begin::Tls(tls, name) = begin
@@ -176,6 +202,8 @@ impl Connection {
 
     /// Says goodbye without waiting for an answer.
     pub(crate) fn quit(mut self) {
+        // Bounded by its own time, also at the end of everything.
+        self.ending = Ending::default();
         let mut out = Vec::new();
         self.client.quit(&mut out);
         self.until = Instant::now() + Duration::from_millis(100);
@@ -353,26 +381,27 @@ impl Connection {
 
     fn read_wire(&mut self, until: Instant) -> io::Result<Vec<u8>> {
         let mut octets = vec![0; 16 << 10];
-        let left = left(until.min(self.until))?;
-        let read = match &mut self.wire {
-            Wire::Tcp(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut octets)),
-            Wire::Unix(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut octets)),
-        };
-        match read {
-            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "peer closed the connection")),
-            Ok(read) => {
-                octets.truncate(read);
-                Ok(octets)
+        loop {
+            let left = self.left(until)?;
+            let read = match &mut self.wire {
+                Wire::Tcp(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut octets)),
+                Wire::Unix(stream) => stream.set_read_timeout(Some(left)).and_then(|()| stream.read(&mut octets)),
+            };
+            match read {
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "peer closed the connection")),
+                Ok(read) => {
+                    octets.truncate(read);
+                    return Ok(octets);
+                }
+                Err(error) if is_early(&error) => {}
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.read_wire(until),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(too_slow()),
-            Err(error) => Err(error),
         }
     }
 
     fn write_wire(&mut self, mut octets: &[u8], until: Instant) -> io::Result<()> {
         while !octets.is_empty() {
-            let left = left(until.min(self.until))?;
+            let left = self.left(until)?;
             let written = match &mut self.wire {
                 Wire::Tcp(stream) => stream.set_write_timeout(Some(left)).and_then(|()| stream.write(octets)),
                 Wire::Unix(stream) => stream.set_write_timeout(Some(left)).and_then(|()| stream.write(octets)),
@@ -380,20 +409,27 @@ impl Connection {
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => octets = octets.get(written..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(too_slow()),
+                Err(error) if is_early(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
+
+    /// How long to wait before the next look.
+    fn left(&self, until: Instant) -> io::Result<Duration> {
+        let left = until.min(self.until).saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "peer did not answer in time"));
+        }
+        if !self.ending.allows(self.client.stage()) {
+            return Err(io::Error::other("delivery ends; tried again after its start"));
+        }
+        Ok(left.clamp(Duration::from_millis(1), LOOK_EVERY))
+    }
 }
 
-fn left(until: Instant) -> io::Result<Duration> {
-    let left = until.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(too_slow()) } else { Ok(left.max(Duration::from_millis(1))) }
-}
-
-fn too_slow() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "peer did not answer in time")
+/// Nothing has happened yet: the deadline decides.
+fn is_early(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
 }

@@ -20,7 +20,7 @@ use smtp::client::{
 use smtp::envelope::Recipient;
 use tls::ClientTls;
 
-use crate::connection::{Begin, Connection, Place, connect};
+use crate::connection::{Begin, Connection, Ending, Place, connect};
 use crate::retry::Retry;
 use crate::route::{Mail, Route, Trouble, Verdict};
 
@@ -69,6 +69,7 @@ pub struct NextHops {
     /// For the machine: with TLS as chosen, and without.
     client: Arc<client::Settings>,
     client_clear: Arc<client::Settings>,
+    ending: Ending,
     state: Mutex<State>,
 }
 
@@ -115,6 +116,7 @@ impl NextHops {
         Ok(Self {
             client: Arc::new(client),
             client_clear: Arc::new(clear),
+            ending: Ending::default(),
             state: Mutex::new(State { in_use: 0, hops }),
             settings,
         })
@@ -204,7 +206,7 @@ impl NextHops {
         };
         let starttls = self.settings.tls.clone().map(|tls| (tls, name.to_owned()));
         let (connection, next) =
-            Connection::begin(wire()?, self.client.clone(), begin, starttls, self.settings.patience);
+            Connection::begin(wire()?, self.client.clone(), begin, starttls, self.settings.patience, &self.ending);
         if next == Next::Ready {
             return Ok(connection);
         }
@@ -212,8 +214,14 @@ impl NextHops {
         let shaky = connection.client().failure().is_some_and(|failure| failure.stage == Stage::StartTls);
         if self.settings.security == Security::Opportunistic && shaky {
             // Nothing is lost by going on without: whoever could listen could also have refused TLS.
-            let (connection, next) =
-                Connection::begin(wire()?, self.client_clear.clone(), Begin::Clear, None, self.settings.patience);
+            let (connection, next) = Connection::begin(
+                wire()?,
+                self.client_clear.clone(),
+                Begin::Clear,
+                None,
+                self.settings.patience,
+                &self.ending,
+            );
             return if next == Next::Ready { Ok(connection) } else { Err(trouble) };
         }
         Err(trouble)
@@ -283,6 +291,9 @@ impl NextHops {
         let mut last = None;
         for at in order {
             let Some(place) = self.settings.places.get(at) else { continue };
+            if self.ending.has_begun() {
+                return vec![Verdict::later("delivery ends; tried again after its start"); to.len()];
+            }
             while let Some(connection) = self.take_idle(at) {
                 if let Fared::Over(verdicts) = self.transact(at, place, connection, mail, to) {
                     return verdicts;
@@ -383,6 +394,10 @@ impl Route for NextHops {
 
     fn slow_attempts(&self) -> usize {
         self.settings.connections
+    }
+
+    fn stop(&self) {
+        self.ending.begin();
     }
 
     fn tidy(&self) {

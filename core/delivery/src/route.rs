@@ -122,6 +122,9 @@ pub trait Route: Send + Sync {
         0
     }
 
+    /// The service ends: what waits for somebody else ends soon, with [`Verdict::Later`].
+    fn stop(&self) {}
+
     /// Called now and then: connections that have been idle for long are ended.
     fn tidy(&self) {}
 

@@ -297,7 +297,9 @@ impl Service {
             self.read_links();
             self.look_for_the_dead();
             let mut more = false;
-            if !inbox.stop {
+            if inbox.stop {
+                self.shared.routes.iter().for_each(|route| route.stop());
+            } else {
                 more = self.feed(jobs, threaded);
             }
             // One sync for all that ended since the last turn.

@@ -584,3 +584,37 @@ fn a_next_hop_that_is_this_server_is_refused() {
     running.stop();
     assert!(hop.texts().is_empty());
 }
+
+#[test]
+fn a_next_hop_that_stalls_does_not_keep_delivery_from_ending() {
+    let folder = tempfile::tempdir().unwrap();
+    let hop = Hop::start(Script { frozen: AtomicBool::new(true), ..Script::default() });
+    let settings = HopSettings {
+        places: vec![hop.place()],
+        protocol: Protocol::Smtp,
+        hostname: "our.example".into(),
+        security: Security::Off,
+        tls: None,
+        tls_name: None,
+        credentials: None,
+        connections: 2,
+        patience: Duration::from_secs(300),
+        backoff: Retry::default(),
+        own: Vec::new(),
+    };
+    let route: Arc<dyn Route> = Arc::new(NextHops::new(settings).unwrap());
+    let running = Running::start(folder.path(), Routes::new(Some(route)));
+    let mut worker = Worker::start(folder.path());
+    running.handle.follow(worker.link.take().unwrap());
+    for _ in 0..10 {
+        worker.commit(Some("a@b.example"), &[("c@far.example", "")], BODY);
+    }
+    let late = Instant::now() + Duration::from_secs(20);
+    while hop.script.connections.load(Ordering::SeqCst) < 2 {
+        assert!(Instant::now() < late, "nobody connects");
+        std::thread::yield_now();
+    }
+    let begun = Instant::now();
+    running.stop();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
