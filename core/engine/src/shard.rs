@@ -972,10 +972,14 @@ impl Shard {
             Pending::Step => {
                 let question = slot.question;
                 self.local.watch.add(Counter::EffectsTimedOut, 1);
-                if let Some((runner, generation)) = self.local.steps.debtor(question) {
+                // Those who wait for the same process are told at the end of this turn.
+                let mut others = Vec::new();
+                if let Some((runner, generation)) = self.local.steps.leave_debtor(question, &mut others) {
                     (self.shared.notify)(Notice::RunnerStuck { runner, generation });
                 }
                 self.local.steps.forget(token, question);
+                others.retain(|(other, _)| *other != token);
+                self.answers.append(&mut others);
                 let late = sasl::OwnedStep::failure(sasl::FailureClass::Temporary, "no answer of its process in time");
                 return self.resume(token, Outcome::Step(late));
             }

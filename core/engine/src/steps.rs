@@ -171,11 +171,15 @@ impl Steps {
         library.close_old();
     }
 
-    /// The process that owes the answer at `index`: runner and generation.
-    pub fn debtor(&mut self, index: u32) -> Option<(u16, u32)> {
+    /// Leaves the process that owes the answer at `index`: whoever waits for it is told, and nothing new is sent
+    /// there. Its runner and generation.
+    pub fn leave_debtor(&mut self, index: u32, answers: &mut Vec<(Token, Outcome)>) -> Option<(u16, u32)> {
         let Pending { runner, host, .. } = *self.pending.at_mut(index)?;
         let hosts = &self.libraries.get(usize::from(runner))?.hosts;
-        Some((runner, hosts.iter().find(|one| Some(one.number) == host)?.generation))
+        let (number, generation) =
+            hosts.iter().find(|one| Some(one.number) == host).map(|one| (one.number, one.generation))?;
+        self.lose(runner, number, answers);
+        Some((runner, generation))
     }
 
     /// Forgets the step of `session` that stands at `index`.
@@ -594,7 +598,9 @@ mod tests {
     fn what_waits_is_bounded_and_nonsense_is_left() {
         let mut bench = Bench::new();
         let (number, there) = bench.host(1);
-        (0..4).for_each(|session| drop(bench.start(session)));
+        for session in 0..4 {
+            bench.start(session);
+        }
         assert!(bench.ask(5, Event::Start { initial: false }).is_err());
         there.send(b"nonsense", &[]).unwrap();
         bench.steps.receive(number, &mut bench.answers);

@@ -105,6 +105,26 @@ fn nonsense_ends_the_link_and_nothing_else() {
     assert_eq!(actions(&here, &mut Vec::new()), [(5, 16)]);
 }
 
+/// What computes for long has no place in an event loop, but one here.
+#[test]
+fn offload_is_for_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("portreeve_bad.so");
+    common::compile("bad.c", &path, &["FLAGS=(PRV_M_CLIENT_FIRST|PRV_M_OFFLOAD_ALL)"]);
+    let mut registry = Registry::new();
+    load(&mut registry, "bad", &path).unwrap();
+    let refused = registry.mechanism(&common::name("X-BAD"), "").err().unwrap().to_string();
+    assert!(refused.contains("OFFLOAD"), "{refused}");
+    let mut host = Host::new(registry).unwrap();
+    let (here, there) = Link::pair().unwrap();
+    host.add(there);
+    let mut outbox = Outbox::new(1 << 20);
+    push(&mut outbox, 5, Event::Start { mechanism: "X-BAD", initial: Some(b"x"), facts: facts() });
+    assert!(outbox.flush(&here).unwrap());
+    host.turn();
+    assert_eq!(actions(&here, &mut Vec::new()).len(), 1);
+}
+
 /// 64 exchanges of PLAIN at a time: two steps and the end of each, encoded, sent, stepped, answered, decoded.
 #[test]
 fn a_batch_of_exchanges_costs_little() {
