@@ -9,16 +9,15 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
+use portreeve_load::ground::{Ground, Server, Settings, output};
 use portreeve_load::machine::{self, Machine};
 use portreeve_load::process;
-use rustix::process::{Pid, Signal};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
@@ -68,9 +67,6 @@ struct Args {
     #[arg(long)]
     keep: bool,
 }
-
-const USER: &str = "alice@bench.test";
-const PASSWORD: &str = "correct-horse-battery";
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
@@ -129,7 +125,7 @@ const COMPARED: [Compared; 4] = [
         bar: 1.5,
         count: 20_000,
         tls: false,
-        scenario: &["--scenario", "login"],
+        scenario: &["--scenario", "login", "--mechanism", "PLAIN"],
         login: true,
     },
     Compared {
@@ -138,7 +134,7 @@ const COMPARED: [Compared; 4] = [
         bar: 1.2,
         count: 4_000,
         tls: true,
-        scenario: &["--scenario", "login"],
+        scenario: &["--scenario", "login", "--mechanism", "PLAIN"],
         login: true,
     },
     Compared {
@@ -222,196 +218,56 @@ impl Row {
     }
 }
 
-/// The two programs, the load, and where they run.
+/// The programs, and where they run.
 struct Bench<'a> {
     args: &'a Args,
-    bin: PathBuf,
-    dir: PathBuf,
-    ports: [u16; 3],
-    build: String,
-}
-
-impl Drop for Bench<'_> {
-    fn drop(&mut self) {
-        if !self.args.keep {
-            let _ = std::fs::remove_dir_all(&self.dir);
-        }
-    }
-}
-
-/// A server process tree; ended when dropped.
-struct Server {
-    child: Child,
-}
-
-impl Server {
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
-        }
-        let until = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < until {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    ground: Ground,
 }
 
 impl<'a> Bench<'a> {
     fn new(args: &'a Args) -> Result<Self, String> {
-        let bin = match &args.bin {
-            Some(bin) => bin.clone(),
-            None => {
-                let own = std::env::current_exe().map_err(|error| error.to_string())?;
-                own.parent().map(Path::to_owned).unwrap_or_default()
-            }
-        };
-        for program in ["portreeve", "canned-reply", "portreeve-load"] {
-            if !bin.join(program).is_file() {
-                return Err(format!(
-                    "{}: not there; `cargo build --release -p portreeve -p portreeve-standard -p portreeve-load` makes it",
-                    bin.join(program).display()
-                ));
-            }
-        }
-        let dir = std::env::temp_dir().join(format!("portreeve-ratios-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        let build = output(Command::new(bin.join("portreeve")).arg("--build-info"))?;
-        let bench = Self { args, bin, dir, ports: free_ports()?, build };
-        bench.prepare()?;
-        Ok(bench)
+        let ground = Ground::new(&Settings {
+            bin: args.bin.clone(),
+            workers: 1,
+            shards: 1,
+            sessions_max: 100_000,
+            log_level: args.log_level.clone(),
+            keep: args.keep,
+        })?;
+        Ok(Self { args, ground })
     }
 
-    /// Configuration, certificate, user, password file.
-    fn prepare(&self) -> Result<(), String> {
-        let write = |name: &str, text: &str| {
-            let path = self.dir.join(name);
-            std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
-        };
-        let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).map_err(|e| e.to_string())?;
-        write("cert.pem", &key.cert.pem())?;
-        write("key.pem", &key.signing_key.serialize_pem())?;
-        write("password", &format!("{PASSWORD}\n"))?;
-        let [mx, submission, submissions] = self.ports;
-        let listener = |role: &str, port: u16| {
-            format!(
-                "[[listener]]\nrole = \"{role}\"\nbind = [\"127.0.0.1:{port}\"]\ndomains = [\"bench.test\"]\n\
-                 recipients = \"any\"\nexempt_nets = [\"127.0.0.0/8\"]\ncleartext_auth_nets = [\"127.0.0.0/8\"]\n\n"
-            )
-        };
-        let user = if rustix::process::geteuid().is_root() { "user = \"root\"\n" } else { "" };
-        let text = format!(
-            "hostname = \"mail.bench.test\"\nallow_data_loss = true\ndrain = \"1s\"\n\n\
-             [process]\nworkers = 1\nshards = 1\nstate_dir = \"state\"\n{user}\n{}{}{}\
-             [[tls.certificate]]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n\n\
-             [spool]\ndurability = \"none\"\nmin_free = \"16MiB\"\nmin_free_percent = 0\n\n\
-             [[route]]\ndomain = \"*\"\nkind = \"discard\"\n\n\
-             [log]\nlevel = \"{}\"\nfile = \"log\"\n",
-            listener("mx", mx),
-            listener("submission", submission),
-            listener("submissions", submissions),
-            self.args.log_level,
-        );
-        write("portreeve.toml", &text)?;
-        let mut add = Command::new(self.bin.join("portreeve"));
-        add.args(["user", "add", USER, "--password-stdin", "--config"]).arg(self.dir.join("portreeve.toml"));
-        let mut child = add
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("portreeve user add: {error}"))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            writeln!(stdin, "{PASSWORD}").map_err(|error| error.to_string())?;
-        }
-        let status = child.wait().map_err(|error| error.to_string())?;
-        if status.success() { Ok(()) } else { Err(format!("portreeve user add: {status}")) }
+    /// Starts a server on its core; everything else stays on the other.
+    fn on_server_core<T>(&self, start: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+        pin(self.args.server_core)?;
+        let started = start();
+        pin(self.args.load_core)?;
+        started
     }
 
-    /// Portreeve, answering on all ports.
     fn portreeve(&self) -> Result<Server, String> {
-        pin(self.args.server_core)?;
-        let log = std::fs::File::create(self.dir.join("stderr")).map_err(|error| error.to_string())?;
-        let child = Command::new(self.bin.join("portreeve"))
-            .args(["serve", "--config"])
-            .arg(self.dir.join("portreeve.toml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(|error| format!("portreeve: {error}"))?;
-        let mut server = Server { child };
-        pin(self.args.load_core)?;
-        for port in self.ports {
-            let until = Instant::now() + Duration::from_secs(20);
-            while TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_err() {
-                if let Ok(Some(status)) = server.child.try_wait() {
-                    let why = std::fs::read_to_string(self.dir.join("stderr")).unwrap_or_default();
-                    return Err(format!("portreeve: {status}\n{why}"));
-                }
-                if Instant::now() > until {
-                    return Err("portreeve: does not answer within 20 s".to_owned());
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-        Ok(server)
+        self.on_server_core(|| self.ground.portreeve())
     }
 
-    /// The baseline and its address.
     fn baseline(&self, tls: bool) -> Result<(Server, SocketAddr), String> {
-        pin(self.args.server_core)?;
-        let mut command = Command::new(self.bin.join("canned-reply"));
-        if tls {
-            command.arg("--tls");
-        }
-        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| format!("canned-reply: {error}"))?;
-        pin(self.args.load_core)?;
-        let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line).map_err(|error| error.to_string())?;
-        }
-        let server = Server { child };
-        let address = line.trim().parse().map_err(|_| format!("canned-reply said {line:?} instead of its address"))?;
-        Ok((server, address))
+        self.on_server_core(|| self.ground.baseline(tls))
     }
 
     fn load(&self, target: SocketAddr, server: &Server, with: &[&str]) -> Command {
-        let mut command = Command::new(self.bin.join("portreeve-load"));
-        command
-            .args([
-                "--target",
-                &target.to_string(),
-                "--pid",
-                &server.pid().to_string(),
-                "--json",
-                "-",
-                "--sources",
-                "64",
-            ])
-            .args(with);
+        let mut command = self.ground.load(target, server);
+        command.args(["--sources", "64"]).args(with);
         command
     }
 
     fn login(&self) -> [String; 4] {
-        let file = self.dir.join("password").display().to_string();
-        ["--user".to_owned(), USER.to_owned(), "--password-file".to_owned(), file]
+        self.ground.login()
     }
 
     /// Ratio of processor time per piece of work.
     fn compare(&self, compared: &Compared) -> Result<Row, String> {
         let server = self.portreeve()?;
         let (baseline, baseline_address) = self.baseline(compared.tls)?;
-        let address = SocketAddr::from(([127, 0, 0, 1], self.ports[if compared.tls { 2 } else { 0 }]));
+        let address = self.ground.address(if compared.tls { 2 } else { 0 });
         let login = self.login();
         let mut with: Vec<&str> = compared.scenario.to_vec();
         if compared.tls {
@@ -484,7 +340,7 @@ impl<'a> Bench<'a> {
         for _ in 0..3 {
             // A fresh server each time: what an allocator keeps from the last crowd would be counted as nothing.
             let server = self.portreeve()?;
-            let address = SocketAddr::from(([127, 0, 0, 1], self.ports[if tls { 2 } else { 0 }]));
+            let address = self.ground.address(if tls { 2 } else { 0 });
             let login = self.login();
             let mut warm: Vec<&str> = vec!["--scenario", "login", "--count", "500"];
             warm.extend(login.iter().map(String::as_str));
@@ -525,10 +381,10 @@ impl<'a> Bench<'a> {
     /// p99 of logins, alternating without and beside an idle crowd.
     fn beside_idle(&self) -> Result<Row, String> {
         let server = self.portreeve()?;
-        let address = SocketAddr::from(([127, 0, 0, 1], self.ports[0]));
+        let address = self.ground.address(0);
         let login = self.login();
-        let concurrency = self.args.concurrency.to_string();
-        let mut with: Vec<&str> = vec!["--scenario", "login", "--concurrency", &concurrency];
+        // An open loop far from saturation: what is asked is how long a login takes, not how long a queue is.
+        let mut with: Vec<&str> = vec!["--scenario", "login", "--mechanism", "PLAIN", "--rate", "2000"];
         with.extend(login.iter().map(String::as_str));
         let p99 = |count: &str| -> Result<f64, String> {
             let text = output(self.load(address, &server, &with).args(["--count", count]))?;
@@ -536,10 +392,10 @@ impl<'a> Bench<'a> {
                 serde_json::from_str(&text).map_err(|error| format!("portreeve-load: {error}: {text}"))?;
             result["latency_us"]["p99"].as_f64().ok_or_else(|| format!("portreeve-load: no p99: {text}"))
         };
-        p99("2000")?;
+        p99("4000")?;
         let mut samples = Vec::new();
         for _ in 0..self.args.pairs {
-            let without = p99("20000")?;
+            let without = p99("10000")?;
             let sessions = self.args.sessions.to_string();
             let mut crowd = self
                 .load(address, &server, &["--scenario", "idle", "--hold", "240", "--count", &sessions])
@@ -549,9 +405,10 @@ impl<'a> Bench<'a> {
                 .map_err(|error| format!("portreeve-load: {error}"))?;
             let mut told = String::new();
             if let Some(stderr) = crowd.stderr.take() {
-                BufReader::new(stderr).read_line(&mut told).map_err(|error| error.to_string())?;
+                let lines = BufReader::new(stderr).lines().map_while(Result::ok);
+                told = lines.into_iter().find(|line| line.starts_with("holding")).unwrap_or_default();
             }
-            let beside = p99("20000");
+            let beside = p99("10000");
             let _ = crowd.kill();
             let _ = crowd.wait();
             if !told.contains(&format!("holding {sessions} ")) {
@@ -573,7 +430,7 @@ impl<'a> Bench<'a> {
             baseline: Some(median(&numbers(&samples, "without_us"))),
             portreeve: Some(median(&numbers(&samples, "beside_us"))),
             side_unit: "µs without, beside",
-            note: format!("{} idle sessions, {concurrency} logins at a time; wall time", self.args.sessions),
+            note: format!("{} idle sessions, 2,000 logins per second, open loop; wall time", self.args.sessions),
             samples,
         })
     }
@@ -584,29 +441,6 @@ fn pin(core: usize) -> Result<(), String> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set).map_err(|error| format!("core {core}: {error}"))
-}
-
-/// Standard output of a command that must succeed.
-fn output(command: &mut Command) -> Result<String, String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stderr(Stdio::piped()).output().map_err(|error| format!("{name}: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        return Err(format!("{name}: {}\n{text}{}", output.status, String::from_utf8_lossy(&output.stderr)));
-    }
-    Ok(text)
-}
-
-/// Three ports that were free a moment ago.
-fn free_ports() -> Result<[u16; 3], String> {
-    let mut listeners = Vec::new();
-    let mut ports = [0; 3];
-    for port in &mut ports {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-        *port = listener.local_addr().map_err(|error| error.to_string())?.port();
-        listeners.push(listener);
-    }
-    Ok(ports)
 }
 
 fn numbers(samples: &[Value], key: &str) -> Vec<f64> {
@@ -644,7 +478,7 @@ fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> 
         machine.cores,
         machine.kernel,
         machine.load,
-        bench.build.trim().replace('\n', "; "),
+        bench.ground.build,
         args.pairs,
         args.server_core,
         args.load_core,
@@ -662,7 +496,7 @@ fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> 
         "unix_seconds": seconds,
         "command": command,
         "machine": machine,
-        "portreeve": bench.build.trim(),
+        "portreeve": bench.ground.build,
         "not_measured": failures,
         "log_level": args.log_level,
         "rows": rows.iter().map(|row| json!({

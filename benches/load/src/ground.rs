@@ -1,0 +1,247 @@
+//! Where benches run Portreeve: a temporary folder with a configuration, a certificate and a user, and the server
+//! started in it.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+/// Who can log in.
+pub const USER: &str = "alice@bench.test";
+const PASSWORD: &str = "correct-horse-battery";
+
+/// What differs between benches.
+pub struct Settings {
+    /// Folder of the programs; the one of this program otherwise.
+    pub bin: Option<PathBuf>,
+    /// Worker processes.
+    pub workers: u32,
+    /// Event loops of each.
+    pub shards: u32,
+    /// `limits.max_sessions`.
+    pub sessions_max: u64,
+    /// `log.level`.
+    pub log_level: String,
+    /// The folder stays.
+    pub keep: bool,
+}
+
+/// The folder, and what is in it. Gone when dropped.
+pub struct Ground {
+    /// Folder of the programs.
+    pub bin: PathBuf,
+    dir: PathBuf,
+    keep: bool,
+    /// mx, submission, submissions.
+    pub ports: [u16; 3],
+    /// What the server says of its build.
+    pub build: String,
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// A server process with its children; ended when dropped.
+pub struct Server {
+    child: Child,
+}
+
+impl Server {
+    /// Of the first process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ground {
+    /// Makes the folder.
+    pub fn new(settings: &Settings) -> Result<Self, String> {
+        let bin = match &settings.bin {
+            Some(bin) => bin.clone(),
+            None => {
+                let own = std::env::current_exe().map_err(|error| error.to_string())?;
+                own.parent().map(Path::to_owned).unwrap_or_default()
+            }
+        };
+        for program in ["portreeve", "canned-reply", "portreeve-load"] {
+            if !bin.join(program).is_file() {
+                return Err(format!(
+                    "{}: not there; `cargo build --release -p portreeve -p portreeve-standard -p portreeve-load` makes it",
+                    bin.join(program).display()
+                ));
+            }
+        }
+        let dir = std::env::temp_dir().join(format!("portreeve-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        let build = output(Command::new(bin.join("portreeve")).arg("--build-info"))?.trim().replace('\n', "; ");
+        let ground = Self { bin, dir, keep: settings.keep, ports: free_ports()?, build };
+        ground.prepare(settings)?;
+        Ok(ground)
+    }
+
+    fn prepare(&self, settings: &Settings) -> Result<(), String> {
+        let write = |name: &str, text: &str| {
+            let path = self.dir.join(name);
+            std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).map_err(|e| e.to_string())?;
+        write("cert.pem", &key.cert.pem())?;
+        write("key.pem", &key.signing_key.serialize_pem())?;
+        write("password", &format!("{PASSWORD}\n"))?;
+        let [mx, submission, submissions] = self.ports;
+        let listener = |role: &str, port: u16| {
+            format!(
+                "[[listener]]\nrole = \"{role}\"\nbind = [\"127.0.0.1:{port}\"]\ndomains = [\"bench.test\"]\n\
+                 recipients = \"any\"\nexempt_nets = [\"127.0.0.0/8\"]\ncleartext_auth_nets = [\"127.0.0.0/8\"]\n\n"
+            )
+        };
+        let user = if rustix::process::geteuid().is_root() { "user = \"root\"\n" } else { "" };
+        let text = format!(
+            "hostname = \"mail.bench.test\"\nallow_data_loss = true\ndrain = \"1s\"\n\n\
+             [process]\nworkers = {}\nshards = {}\nstate_dir = \"state\"\n{user}\n{}{}{}\
+             [[tls.certificate]]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n\n\
+             [spool]\ndurability = \"none\"\nmin_free = \"16MiB\"\nmin_free_percent = 0\n\n\
+             [[route]]\ndomain = \"*\"\nkind = \"discard\"\n\n\
+             [limits]\nmax_sessions = {}\n\n\
+             [timeouts]\ncommand = \"1h\"\ncommand_crowded = \"1h\"\npre_auth = \"1h\"\n\n\
+             [log]\nlevel = \"{}\"\nfile = \"log\"\n",
+            settings.workers,
+            settings.shards,
+            listener("mx", mx),
+            listener("submission", submission),
+            listener("submissions", submissions),
+            settings.sessions_max,
+            settings.log_level,
+        );
+        write("portreeve.toml", &text)?;
+        let mut add = Command::new(self.bin.join("portreeve"));
+        add.args(["user", "add", USER, "--password-stdin", "--config"]).arg(self.dir.join("portreeve.toml"));
+        let mut child = add
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("portreeve user add: {error}"))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            writeln!(stdin, "{PASSWORD}").map_err(|error| error.to_string())?;
+        }
+        let status = child.wait().map_err(|error| error.to_string())?;
+        if status.success() { Ok(()) } else { Err(format!("portreeve user add: {status}")) }
+    }
+
+    /// The configuration.
+    pub fn configuration(&self) -> PathBuf {
+        self.dir.join("portreeve.toml")
+    }
+
+    /// Flags of `portreeve-load` that log in.
+    pub fn login(&self) -> [String; 4] {
+        let file = self.dir.join("password").display().to_string();
+        ["--user".to_owned(), USER.to_owned(), "--password-file".to_owned(), file]
+    }
+
+    /// Address of a listener, by its place in `ports`.
+    pub fn address(&self, place: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[place]))
+    }
+
+    /// Starts Portreeve; returns when it answers on all ports.
+    pub fn portreeve(&self) -> Result<Server, String> {
+        let log = std::fs::File::create(self.dir.join("stderr")).map_err(|error| error.to_string())?;
+        let child = Command::new(self.bin.join("portreeve"))
+            .args(["serve", "--config"])
+            .arg(self.configuration())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("portreeve: {error}"))?;
+        let mut server = Server { child };
+        let until = Instant::now() + Duration::from_secs(60);
+        for place in 0..self.ports.len() {
+            while TcpStream::connect(self.address(place)).is_err() {
+                if let Ok(Some(status)) = server.child.try_wait() {
+                    let why = std::fs::read_to_string(self.dir.join("stderr")).unwrap_or_default();
+                    return Err(format!("portreeve: {status}\n{why}"));
+                }
+                if Instant::now() > until {
+                    return Err("portreeve: does not answer within 60 s".to_owned());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(server)
+    }
+
+    /// Starts the baseline.
+    pub fn baseline(&self, tls: bool) -> Result<(Server, SocketAddr), String> {
+        let mut command = Command::new(self.bin.join("canned-reply"));
+        if tls {
+            command.arg("--tls");
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| format!("canned-reply: {error}"))?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line).map_err(|error| error.to_string())?;
+        }
+        let server = Server { child };
+        let address = line.trim().parse().map_err(|_| format!("canned-reply said {line:?} instead of its address"))?;
+        Ok((server, address))
+    }
+
+    /// `portreeve-load` at a server whose cost is wanted; its result comes on standard output.
+    pub fn load(&self, target: SocketAddr, server: &Server) -> Command {
+        let mut command = Command::new(self.bin.join("portreeve-load"));
+        let (target, pid) = (target.to_string(), server.pid().to_string());
+        command.args(["--target", &target, "--pid", &pid, "--json", "-"]);
+        command
+    }
+}
+
+/// Standard output of a command that must succeed.
+pub fn output(command: &mut Command) -> Result<String, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stderr(Stdio::piped()).output().map_err(|error| format!("{name}: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(format!("{name}: {}\n{text}{said}", output.status));
+    }
+    Ok(text)
+}
+
+/// Three ports that were free a moment ago.
+fn free_ports() -> Result<[u16; 3], String> {
+    let mut listeners = Vec::new();
+    let mut ports = [0; 3];
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+        *port = listener.local_addr().map_err(|error| error.to_string())?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
+}
