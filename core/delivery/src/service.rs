@@ -758,7 +758,6 @@ fn attempt(shared: &Arc<Shared>, message: &Message) -> Attempted {
         }
     }
     outcome.recipients = envelope.recipients().len() as u32;
-    outcome.sender = envelope.reverse_path().map(Box::from);
     let mail = Mail::new(&envelope, message);
     let open: Vec<(u32, Recipient<'_>)> =
         (0..).zip(envelope.recipients()).filter(|&(index, _)| !message.is_settled(index)).collect();
@@ -782,6 +781,9 @@ fn attempt(shared: &Arc<Shared>, message: &Message) -> Attempted {
         }
     }
     conclude(shared, &mail, ends, &mut outcome);
+    if !outcome.deferred.is_empty() {
+        outcome.sender = envelope.reverse_path().map(Box::from);
+    }
     outcome
 }
 

@@ -471,6 +471,8 @@ fn the_sample_names_every_option_and_means_nothing_until_changed() {
         .collect();
     let opened =
         opened.replace("bind = [\"0.0.0.0:25\", \"[::]:25\"]", "bind = [\"0.0.0.0:25\", \"[::]:25\"]\nauth = \"off\"");
+    // The library of the example is not among the default ones.
+    let opened = opened.replacen("\nid = \"example\"", "\nid = \"standard\"", 1);
     let found = report(&opened.replacen("\nauth = \"after-tls\"", "", 1).replacen(
         "kind = \"maildir\"",
         "kind = \"maildir\"\npath = \"m\"",
@@ -487,5 +489,28 @@ fn the_examples_are_good() {
         let (config, report) = parse(Path::new("/etc/portreeve/portreeve.toml"), &committed(&path));
         assert!(report.findings.is_empty(), "{path}:\n{}", report.render(false));
         assert!(config.is_some());
+    }
+}
+
+#[test]
+fn routes_to_next_hops() {
+    let good = |route: &str| format!("{GOOD}\n[[route]]\ndomain = \"hop.example\"\n{route}\n");
+    let smtp = "kind = \"smtp\"\nto = [\"relay.example:587\", \"[2001:db8::1]:25\"]\n";
+    let config = parse(Path::new("/etc/portreeve/portreeve.toml"), &good(smtp)).0.expect("it is good");
+    let route = config.route_of("hop.example").expect("it is there");
+    let RouteKind::NextHop(hop) = &route.kind else { panic!("{route:?}") };
+    assert_eq!((hop.to.len(), hop.security, hop.connections), (2, delivery::Security::Opportunistic, 4));
+    for (route, expect) in [
+        ("kind = \"lmtp\"".to_owned(), "route.to: is missing"),
+        ("kind = \"smtp\"\nto = [\"relay.example\"]".to_owned(), "has no port"),
+        (format!("{smtp}path = \"mail\""), "route.path: means nothing for kind \"smtp\""),
+        (format!("{smtp}user = \"u\""), "route.password_file: is missing"),
+        (format!("{smtp}password_file = \"f\""), "route.user: is missing"),
+        (format!("{smtp}tls_ca = \"f\""), "no certificate is verified"),
+        ("kind = \"maildir\"\npath = \"m\"\ntls = \"off\"".to_owned(), "route.tls: means nothing"),
+        ("kind = \"smtp\"\nto = [\"127.0.0.1:2525\"]".to_owned(), "is this server itself"),
+    ] {
+        let shown = report(&good(&route)).render(false);
+        assert!(shown.contains(expect), "{route}: {shown}");
     }
 }
