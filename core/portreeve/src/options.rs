@@ -585,7 +585,7 @@ pub const OPTIONS: &[Opt] = &[
         default: Default::Required,
         reload: Reload::Command,
         help: "Which library: its id, as in `plugins.load`.",
-        example: "\"example\"",
+        example: "\"standard\"",
     },
     Opt {
         path: "plugins.library[].runner",
