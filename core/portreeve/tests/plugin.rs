@@ -216,7 +216,8 @@ impl Server {
             command.args(arguments).current_dir(home);
             command
         };
-        let made = portreeve(&["init", ".", "--hostname", "mail.example.com", "--domain", "example.com"]).output().unwrap();
+        let made =
+            portreeve(&["init", ".", "--hostname", "mail.example.com", "--domain", "example.com"]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let pem = |key: bool| {
             let mut folders = vec![home.to_owned()];
@@ -273,7 +274,17 @@ fn examples_log_in_over_the_wire() {
     let home = folder.path();
     for (source, id) in [("c-plain/plain.c", "c_plain"), ("c-acme-token/acme_token.c", "acme_token")] {
         let cc = Command::new("cc")
-            .args(["-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden", "-I"])
+            .args([
+                "-std=c11",
+                "-Wall",
+                "-Wextra",
+                "-pedantic",
+                "-Werror",
+                "-shared",
+                "-fPIC",
+                "-fvisibility=hidden",
+                "-I",
+            ])
             .arg(root().join("plugins/abi"))
             .arg("-o")
             .arg(home.join(format!("portreeve_{id}.so")))
@@ -293,9 +304,7 @@ fn examples_log_in_over_the_wire() {
     let encoded = |text: &str| conformance::event::base64(text.as_bytes());
     let say = |text: &str| serde_json::json!({"c": encoded(text)});
     let hear = |text: &str| serde_json::json!({"s": encoded(text)});
-    let vector = |mech: &str, lines: &[serde_json::Value], password: &str, outcome: &str| {
-        serde_json::json!({"mech": mech, "source": outcome, "exchange": lines, "password": password, "outcome": outcome})
-    };
+    let vector = |mech: &str, lines: &[serde_json::Value], password: &str, outcome: &str| serde_json::json!({"mech": mech, "source": outcome, "exchange": lines, "password": password, "outcome": outcome});
     let plain = format!("\0{tim}\0tanstaaftanstaaf");
     let scram = format!("n,,n={tim},r=rOprNGfwEbeRWgbNEkqO");
     let vectors = [

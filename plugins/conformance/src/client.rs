@@ -277,7 +277,8 @@ impl Client {
         let text = std::str::from_utf8(server_first).map_err(|_| "server-first-message is not UTF-8")?;
         let field = |name: &str| text.split(',').find_map(|field| field.strip_prefix(name));
         let nonce = field("r=").filter(|nonce| nonce.len() > self.person.nonce.len());
-        let nonce = nonce.filter(|nonce| nonce.starts_with(&self.person.nonce)).ok_or("r= does not begin with our nonce")?;
+        let nonce =
+            nonce.filter(|nonce| nonce.starts_with(&self.person.nonce)).ok_or("r= does not begin with our nonce")?;
         let salt = field("s=").and_then(unbase64).filter(|salt| !salt.is_empty()).ok_or("s= is not base64")?;
         let iterations: u32 = field("i=").and_then(|count| count.parse().ok()).ok_or("i= is no number")?;
         if iterations == 0 || iterations > 1_000_000 {
@@ -304,7 +305,8 @@ impl Client {
         let person = &self.person;
         let (user, realm) = (person.authcid.as_str(), offered);
         let (cnonce, uri) = ("OA6MHXh6VqTrRk", "smtp/mail.example.com");
-        let digest = DigestMd5 { user, realm, password: &person.password, nonce, cnonce, uri, authzid: &person.authzid };
+        let digest =
+            DigestMd5 { user, realm, password: &person.password, nonce, cnonce, uri, authzid: &person.authzid };
         self.expected = Some(format!("rspauth={}", digest.response("")).into());
         let mut message = format!(
             "charset=utf-8,username=\"{user}\",realm=\"{realm}\",nonce=\"{nonce}\",nc=00000001,cnonce=\"{cnonce}\",\

@@ -146,6 +146,23 @@ impl Answer {
         }
     }
 
+    /// With all that it says.
+    pub fn in_full(&self) -> String {
+        let mut text = self.name();
+        for (name, octets) in [
+            ("authcid", &self.authcid),
+            ("authzid", &self.authzid),
+            ("data", &self.data),
+            ("data2", &self.data2),
+            ("diag", &self.diag),
+        ] {
+            if !octets.0.is_empty() {
+                text += &format!(" {name} {octets}");
+            }
+        }
+        text
+    }
+
     /// Whether it asks for an effect.
     pub fn is_effect(&self) -> bool {
         self.action >= action::VERIFY_PASSWORD

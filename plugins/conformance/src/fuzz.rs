@@ -37,7 +37,11 @@ pub fn fuzz(program: &PathBuf, job: &Job, hear: &mut dyn FnMut(u64)) -> Result<F
     });
     if let Some((rule, text)) = explain(Task::Fuzz, &ended) {
         if !ready && text.contains("exit status: 1") {
-            return Err(format!("{}: {} is not in it, or it cannot be loaded; `plugin check` tells more", job.file.display(), job.mech));
+            return Err(format!(
+                "{}: {} is not in it, or it cannot be loaded; `plugin check` tells more",
+                job.file.display(),
+                job.mech
+            ));
         }
         let text = format!("{text} (again: --seed {} --exchanges {})", job.seed, fuzzed.exchanges + 1000);
         fuzzed.finding = Some(Finding { rule: rule.into(), mech: job.mech.clone(), verdict: Verdict::Fail, text });

@@ -48,8 +48,16 @@ pub enum Task {
 impl Task {
     /// What is done for each mechanism, in this order.
     pub const EACH: [Task; 10] = [
-        Task::Settings, Task::Memory, Task::Purity, Task::Allocations, Task::Drop, Task::Threads, Task::Time,
-        Task::Protocol, Task::Proof, Task::Published,
+        Task::Settings,
+        Task::Memory,
+        Task::Purity,
+        Task::Allocations,
+        Task::Drop,
+        Task::Threads,
+        Task::Time,
+        Task::Protocol,
+        Task::Proof,
+        Task::Published,
     ];
 
     /// The rules that it decides.
@@ -173,7 +181,7 @@ pub enum Request {
     /// A new exchange.
     Begin,
     /// A step.
-    Step(Facts, Moment),
+    Step(Box<(Facts, Moment)>),
     /// The exchange is over.
     Finish,
 }

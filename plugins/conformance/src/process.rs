@@ -150,7 +150,11 @@ pub fn explain(task: Task, ended: &Ended) -> Option<(&'static str, String)> {
         Ended::Silent(status) => (task.rule_of_a_crash(), format!("the process ended without a word ({status})")),
         Ended::TimedOut(died) => {
             let step = died.as_ref().map_or(String::new(), at_step);
-            let rule = if matches!(task, Task::Describe | Task::Handshake | Task::Settings) { task.rule_of_a_crash() } else { "M7" };
+            let rule = if matches!(task, Task::Describe | Task::Handshake | Task::Settings) {
+                task.rule_of_a_crash()
+            } else {
+                "M7"
+            };
             (rule, format!("it did not come to an end{step}"))
         }
         Ended::Died(died) => died_of(task, died),
@@ -163,7 +167,9 @@ fn died_of(task: Task, died: &Died) -> (&'static str, String) {
     let step = at_step(died);
     let loading = matches!(task, Task::Describe | Task::Handshake | Task::Settings);
     match died.place.as_str() {
-        "abort" | "assert" => ("A7", format!("it calls {}(){step}", if died.place == "abort" { "abort" } else { "assert" })),
+        "abort" | "assert" => {
+            ("A7", format!("it calls {}(){step}", if died.place == "abort" { "abort" } else { "assert" }))
+        }
         "exit" if loading => (task.rule_of_a_crash(), "it ends the process".into()),
         "exit" => ("M5", format!("it ends the process by exit(){step}")),
         "double free" => ("M4", format!("it frees what it has freed before{step}")),
@@ -189,7 +195,9 @@ fn died_of(task: Task, died: &Died) -> (&'static str, String) {
         }
         "stack" => ("M2", format!("its stack overflows, or it touches what is near it{step}")),
         "NULL" => (task.rule_of_a_crash(), format!("it uses a NULL pointer{step}")),
-        "elsewhere" => (task.rule_of_a_crash(), format!("{}: it touches memory that is nobody's{step}", signal_name(died.signal))),
+        "elsewhere" => {
+            (task.rule_of_a_crash(), format!("{}: it touches memory that is nobody's{step}", signal_name(died.signal)))
+        }
         wrote @ ("wrote to the message" | "wrote to prv_in") => ("M2", format!("it {wrote}, which is read-only{step}")),
         place => ("M2", format!("it reads or writes {place}{step}")),
     }
@@ -279,7 +287,9 @@ impl Served {
                 Ok(_) => {}
                 Err(_) => {
                     let (file, mech) = (job.file.display(), &job.mech);
-                    return Err(format!("{file}: {mech} is not in it, or it cannot be loaded; `plugin check` tells more"));
+                    return Err(format!(
+                        "{file}: {mech} is not in it, or it cannot be loaded; `plugin check` tells more"
+                    ));
                 }
             }
         }
@@ -320,7 +330,7 @@ impl Stepper for Served {
     }
 
     fn step(&mut self, facts: &Facts, moment: &Moment) -> Result<Answer, Fault> {
-        self.ask(&Request::Step(facts.clone(), moment.clone()))
+        self.ask(&Request::Step(Box::new((facts.clone(), moment.clone()))))
     }
 
     fn finish(&mut self) -> Result<(), Fault> {

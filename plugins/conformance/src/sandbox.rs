@@ -176,8 +176,9 @@ unsafe fn describe(at: *const abi::Plugin) -> Result<(Library, Vec<Fault>), Faul
         return Err(Fault::new("A2", format!("the descriptor begins with {magic:#018x}, not with PRV_MAGIC")));
     }
     // SAFETY: the caller's promise.
-    let plugin = unsafe { copy(at, size) }
-        .ok_or_else(|| Fault::new("A3", format!("prv_plugin.size is {size}, at least {} in ABI 1.0", size_of::<abi::Plugin>())))?;
+    let plugin = unsafe { copy(at, size) }.ok_or_else(|| {
+        Fault::new("A3", format!("prv_plugin.size is {size}, at least {} in ABI 1.0", size_of::<abi::Plugin>()))
+    })?;
     if plugin.abi_major != abi::ABI_MAJOR {
         let (found, spoken) = (plugin.abi_major, abi::ABI_MAJOR);
         return Err(Fault::new("A2", format!("the descriptor has ABI major {found}, this host speaks {spoken}")));
@@ -191,7 +192,9 @@ unsafe fn describe(at: *const abi::Plugin) -> Result<(Library, Vec<Fault>), Faul
             (Some(id), "id") => about.id = id,
             (Some(version), "version") => about.version = version,
             (Some(_), _) => {}
-            (None, _) => faults.push(Fault::new("A4", format!("{what} is NULL, empty, longer than 128 octets or not printable"))),
+            (None, _) => {
+                faults.push(Fault::new("A4", format!("{what} is NULL, empty, longer than 128 octets or not printable")))
+            }
         }
     }
     let id_is_good = (1..=32).contains(&about.id.len())
@@ -216,7 +219,13 @@ unsafe fn describe(at: *const abi::Plugin) -> Result<(Library, Vec<Fault>), Faul
         let size = unsafe { (&raw const (*at).size).read() };
         // SAFETY: the library's array.
         let Some(mech) = (if size as usize > stride { None } else { unsafe { copy(at, size) } }) else {
-            faults.push(Fault::new("A3", format!("mechanism {}: size is {size}, prv_mech has {least} octets, mech_stride is {stride}", index + 1)));
+            faults.push(Fault::new(
+                "A3",
+                format!(
+                    "mechanism {}: size is {size}, prv_mech has {least} octets, mech_stride is {stride}",
+                    index + 1
+                ),
+            ));
             continue;
         };
         // SAFETY: strings of a descriptor are static and end with NUL.
@@ -235,7 +244,8 @@ unsafe fn describe(at: *const abi::Plugin) -> Result<(Library, Vec<Fault>), Faul
 /// A4 to A6 for one mechanism.
 fn judge(declared: &Declared, index: usize, before: &[Declared], faults: &mut Vec<Fault>) {
     let Declared { mech, name, plus_of, schema } = declared;
-    let is_name = |name: &str| sasl::MechanismName::parse(name.as_bytes()).is_some_and(|parsed| parsed.as_str() == name);
+    let is_name =
+        |name: &str| sasl::MechanismName::parse(name.as_bytes()).is_some_and(|parsed| parsed.as_str() == name);
     let who = if name.is_empty() { format!("mechanism {}", index + 1) } else { name.clone() };
     let mut fault = |rule, text: String| faults.push(Fault::new(rule, format!("{who}: {text}")));
     if !is_name(name) {
@@ -271,12 +281,24 @@ fn judge(declared: &Declared, index: usize, before: &[Declared], faults: &mut Ve
         (mech.step.is_none(), "step is NULL"),
         (mech.flags & !mech_flag::ALL != 0, "a flag that ABI 1.0 does not know is set"),
         (mech.needs & !0x3f != 0, "needs names an effect that ABI 1.0 does not know"),
-        (has(mech_flag::CLIENT_FIRST) && has(mech_flag::SERVER_FIRST), "CLIENT_FIRST and SERVER_FIRST contradict each other"),
+        (
+            has(mech_flag::CLIENT_FIRST) && has(mech_flag::SERVER_FIRST),
+            "CLIENT_FIRST and SERVER_FIRST contradict each other",
+        ),
         (has(mech_flag::POD_STATE) && mech.drop_state.is_some(), "POD_STATE and a drop_state contradict each other"),
-        (has(mech_flag::CHANNEL_BIND) && (plus_of.is_none() || !binds), "CHANNEL_BIND wants plus_of and PRV_NEED(PRV_ACT_CHANNEL_BINDING)"),
+        (
+            has(mech_flag::CHANNEL_BIND) && (plus_of.is_none() || !binds),
+            "CHANNEL_BIND wants plus_of and PRV_NEED(PRV_ACT_CHANNEL_BINDING)",
+        ),
         (!has(mech_flag::CHANNEL_BIND) && plus_of.is_some(), "plus_of without CHANNEL_BIND"),
-        (has(mech_flag::CHANNEL_BIND) && !name.ends_with("-PLUS"), "CHANNEL_BIND, but the name does not end with -PLUS (RFC 5801 section 4)"),
-        (has(mech_flag::ONE_ROUNDTRIP) && has(mech_flag::SERVER_FIRST), "ONE_ROUNDTRIP cannot be when the server speaks first"),
+        (
+            has(mech_flag::CHANNEL_BIND) && !name.ends_with("-PLUS"),
+            "CHANNEL_BIND, but the name does not end with -PLUS (RFC 5801 section 4)",
+        ),
+        (
+            has(mech_flag::ONE_ROUNDTRIP) && has(mech_flag::SERVER_FIRST),
+            "ONE_ROUNDTRIP cannot be when the server speaks first",
+        ),
         (
             has(mech_flag::PLAINTEXT) && !has(mech_flag::ALLOW_NUL) && *name == "PLAIN",
             "PLAIN without ALLOW_NUL gets no message at all",
@@ -427,7 +449,14 @@ impl Fence {
         let octets = octets.max(1).next_multiple_of(PAGE);
         // SAFETY: a fresh anonymous mapping.
         let start = unsafe {
-            libc::mmap(ptr::null_mut(), octets + 2 * PAGE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+            libc::mmap(
+                ptr::null_mut(),
+                octets + 2 * PAGE,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -604,7 +633,8 @@ impl Room {
     pub fn step(&mut self, bound: &Bound, facts: &Facts, moment: &Moment) -> Result<Answer, Fault> {
         let message = moment.event.message();
         if let Some(message) = message.or(matches!(moment.event, Event::Start(None)).then_some(b"")) {
-            let at = if self.edge == Edge::End { self.message.octets - message.len().min(self.message.octets) } else { 0 };
+            let at =
+                if self.edge == Edge::End { self.message.octets - message.len().min(self.message.octets) } else { 0 };
             self.pinned = abi::Bytes { ptr: self.message.put(at, message), len: message.len() };
             self.message_octets = message.len();
         }
@@ -718,7 +748,12 @@ impl Room {
                 region::MSG => self.message_slice(),
                 region::OUT => self.output.octets().get(..out.used as usize).unwrap_or_default(),
                 region::STATE => self.state.octets(),
-                other => return Err(Fault::new("M2", format!("out->{what} is in region {other}, with {} octets", slice.len))),
+                other => {
+                    return Err(Fault::new(
+                        "M2",
+                        format!("out->{what} is in region {other}, with {} octets", slice.len),
+                    ));
+                }
             };
             let start = slice.off as usize;
             match start.checked_add(slice.len as usize).and_then(|end| octets.get(start..end)) {
@@ -1062,7 +1097,16 @@ static PIPE: AtomicI32 = AtomicI32::new(-1);
 /// From here on a fault writes a line to `pipe` and ends the process.
 pub fn catch_faults(pipe: BorrowedFd<'_>) {
     PIPE.store(pipe.as_raw_fd(), Ordering::Relaxed);
-    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP, libc::SIGTERM] {
+    for signal in [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGABRT,
+        libc::SIGSYS,
+        libc::SIGTRAP,
+        libc::SIGTERM,
+    ] {
         // SAFETY: the handler is for this kind of call, and touches nothing but atomics, its own thread's cell,
         // a buffer on the stack and the pipe.
         unsafe {
@@ -1071,6 +1115,33 @@ pub fn catch_faults(pipe: BorrowedFd<'_>) {
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
             libc::sigaction(signal, &action, ptr::null_mut());
         }
+    }
+}
+
+/// From here on the other threads are interrupted every 100 µs, in the middle of a step as well, and give way to one
+/// another: two steps meet although the machine has few processors, or none to spare.
+pub fn interrupt_others() {
+    extern "C" fn give_way(_: c_int) {
+        // SAFETY: takes nothing; errno is this thread's, and the step that was interrupted may be about to read it.
+        unsafe {
+            let errno = *libc::__errno_location();
+            libc::sched_yield();
+            *libc::__errno_location() = errno;
+        }
+    }
+    // SAFETY: structures of our own, that outlive the calls; the handler touches nothing but errno.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = give_way as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGALRM, &action, ptr::null_mut());
+        let mut ours: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut ours);
+        libc::sigaddset(&mut ours, libc::SIGALRM);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &ours, ptr::null_mut());
+        let every = libc::timeval { tv_sec: 0, tv_usec: 100 };
+        let timer = libc::itimerval { it_interval: every, it_value: every };
+        libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut());
     }
 }
 
@@ -1281,12 +1352,37 @@ pub fn enter_loading() -> io::Result<()> {
         Let(libc::SYS_ftruncate, Any),
     ];
     let plain = [
-        libc::SYS_read, libc::SYS_pread64, libc::SYS_close, libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_lseek,
-        libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_brk, libc::SYS_madvise,
-        libc::SYS_futex, libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask,
-        libc::SYS_rt_sigreturn, libc::SYS_sigaltstack, libc::SYS_getrandom, libc::SYS_clock_gettime, libc::SYS_gettid,
-        libc::SYS_getpid, libc::SYS_seccomp, libc::SYS_prctl, libc::SYS_sched_getaffinity, libc::SYS_sched_yield,
-        libc::SYS_fcntl, libc::SYS_statx, libc::SYS_rseq, libc::SYS_set_robust_list,
+        libc::SYS_read,
+        libc::SYS_pread64,
+        libc::SYS_close,
+        libc::SYS_fstat,
+        libc::SYS_newfstatat,
+        libc::SYS_lseek,
+        libc::SYS_mmap,
+        libc::SYS_mprotect,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_brk,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_getrandom,
+        libc::SYS_clock_gettime,
+        libc::SYS_gettid,
+        libc::SYS_getpid,
+        libc::SYS_seccomp,
+        libc::SYS_prctl,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_sched_yield,
+        libc::SYS_fcntl,
+        libc::SYS_statx,
+        libc::SYS_rseq,
+        libc::SYS_set_robust_list,
     ];
     list.extend(plain.map(|call| Let(call, Any)));
     install(&list, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32)
@@ -1299,8 +1395,18 @@ pub fn enter_stepping(requests: bool, clock: bool) -> io::Result<()> {
     let pipe = PIPE.load(Ordering::Relaxed) as u32;
     let mut list = vec![Let(libc::SYS_write, Is(0, pipe)), Let(libc::SYS_exit_group, Is(0, OUR_EXIT as u32))];
     let plain = [
-        libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_brk, libc::SYS_madvise,
-        libc::SYS_futex, libc::SYS_exit, libc::SYS_rt_sigreturn, libc::SYS_sigaltstack, libc::SYS_rt_sigprocmask,
+        libc::SYS_mmap,
+        libc::SYS_mprotect,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_brk,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+        libc::SYS_exit,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_sched_yield,
     ];
     list.extend(plain.map(|call| Let(call, Any)));
     if requests {
@@ -1360,7 +1466,12 @@ fn install(list: &[Let], otherwise: u32) -> io::Result<()> {
     // are there already get the filter, too.
     let code = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC, &raw const filter)
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+            &raw const filter,
+        )
     };
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

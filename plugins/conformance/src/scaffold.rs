@@ -104,7 +104,10 @@ pub fn new(name: &str, language: Language, folder: Option<&Path>) -> Result<Made
             write("Cargo.toml", fill(include_str!("../templates/rust/Cargo.toml.in")))?;
             write("src/lib.rs", fill(include_str!("../templates/rust/lib.rs.in")))?;
             write(".gitignore", "/target\n".into())?;
-            write("sdk/Cargo.toml", manifest("portreeve-plugin-sdk", "portreeve-plugin-abi = { path = \"../abi\" }\n"))?;
+            write(
+                "sdk/Cargo.toml",
+                manifest("portreeve-plugin-sdk", "portreeve-plugin-abi = { path = \"../abi\" }\n"),
+            )?;
             for (path, text) in SDK {
                 // Its own tests stay where it is developed.
                 let text = text.replace("\n#[cfg(test)]\nmod tests;\n", "\n");

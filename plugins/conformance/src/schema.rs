@@ -105,13 +105,13 @@ impl Schema {
         for settings in &good {
             configure(settings).map_err(|cause| format!("configure() refuses its own example {settings}: {cause}"))?;
         }
-        let mut unknown: Map<String, Value> = good
-            .first()
-            .and_then(|settings| serde_json::from_str(settings).ok())
-            .unwrap_or_default();
+        let mut unknown: Map<String, Value> =
+            good.first().and_then(|settings| serde_json::from_str(settings).ok()).unwrap_or_default();
         unknown.insert(UNKNOWN.into(), json!(1));
         match configure(&Value::Object(unknown).to_string()) {
-            Ok(()) => Err(format!("configure() takes a key that it cannot know, {UNKNOWN:?}: an operator's typing error would go unnoticed")),
+            Ok(()) => Err(format!(
+                "configure() takes a key that it cannot know, {UNKNOWN:?}: an operator's typing error would go unnoticed"
+            )),
             Err(_) => Ok(()),
         }
     }

@@ -57,7 +57,20 @@ impl<'a> Run<'a> {
     ) -> Self {
         let facts = traits.facts();
         let (world, story) = (World::default(), empty_story());
-        Self { stepper, traits, world, facts, seed, out, trace, story, seen: vec![], forced: None, open: false, failed: false }
+        Self {
+            stepper,
+            traits,
+            world,
+            facts,
+            seed,
+            out,
+            trace,
+            story,
+            seen: vec![],
+            forced: None,
+            open: false,
+            failed: false,
+        }
     }
 
     /// Follows a script or a person; true when all that was expected came. `prompt` is for a person.
@@ -207,7 +220,9 @@ impl<'a> Run<'a> {
             "success" => last.action == action::SUCCESS && self.story.judge(&self.traits).is_ok(),
             "fail" => last.action == action::FAIL && (rest.is_empty() || last.name() == format!("FAIL {rest}")),
             // The world has answered it already, so it is not the last.
-            "effect" => self.seen.iter().rev().find(|answer| answer.is_effect()).is_some_and(|answer| answer.name() == rest),
+            "effect" => {
+                self.seen.iter().rev().find(|answer| answer.is_effect()).is_some_and(|answer| answer.name() == rest)
+            }
             _ => return Err(format!("{kind:?}: expect challenge, effect, success or fail")),
         };
         if !good {
@@ -224,22 +239,8 @@ fn words(fault: Fault) -> String {
 }
 
 fn described(answer: &Answer) -> String {
-    let mut text = answer.name();
-    for (name, octets) in [
-        ("authcid", &answer.authcid),
-        ("authzid", &answer.authzid),
-        ("data", &answer.data),
-        ("data2", &answer.data2),
-        ("diag", &answer.diag),
-    ] {
-        if !octets.0.is_empty() {
-            text += &format!(" {name} {octets}");
-        }
-    }
-    if answer.flags & out_flag::FINAL_DATA != 0 {
-        text += ", sent as the last challenge";
-    }
-    text
+    let last = if answer.flags & out_flag::FINAL_DATA != 0 { ", sent as the last challenge" } else { "" };
+    answer.in_full() + last
 }
 
 /// Octets as a script has them.

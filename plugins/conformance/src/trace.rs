@@ -92,7 +92,8 @@ impl Trace {
         if header.trace != FORM {
             return Err(wrong(0, &format!("a trace of form {}, this release reads form {FORM}", header.trace)));
         }
-        let entry = |(at, line): (usize, &str)| serde_json::from_str(line).map_err(|error| wrong(at, &error.to_string()));
+        let entry =
+            |(at, line): (usize, &str)| serde_json::from_str(line).map_err(|error| wrong(at, &error.to_string()));
         Ok(Self { header, entries: lines.map(entry).collect::<Result<_, _>>()? })
     }
 
@@ -149,7 +150,8 @@ pub fn replay(program: &PathBuf, trace: &Trace, plugin: Option<PathBuf>) -> Resu
             Ok(found) => format!("recorded {expected:?}\n            now {found:?}"),
             Err(fault) => format!("recorded {expected:?}\n            now {}: {}", fault.rule, fault.text),
         };
-        replayed.difference = Some(format!("line {line}, step {} of exchange {}: {difference}", replayed.steps, replayed.exchanges));
+        replayed.difference =
+            Some(format!("line {line}, step {} of exchange {}: {difference}", replayed.steps, replayed.exchanges));
         return Ok(replayed);
     }
     Ok(replayed)

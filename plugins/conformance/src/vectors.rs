@@ -250,7 +250,12 @@ impl Vector {
             let (found, wanted) = (sent.get(at).map(|octets| &octets.0), expected.get(at));
             if found != wanted && !refused {
                 let show = |octets: Option<&Vec<u8>>| octets.map_or("nothing".into(), |octets| shown(octets));
-                return Err(format!("the server's message {} is {}, published is {}", at + 1, show(found), show(wanted)));
+                return Err(format!(
+                    "the server's message {} is {}, published is {}",
+                    at + 1,
+                    show(found),
+                    show(wanted)
+                ));
             }
         }
         self.check_end(story)
@@ -284,7 +289,11 @@ impl Vector {
             End::Refused(_) => "malformed".to_owned(),
             other => in_words(other),
         };
-        if found == self.outcome() { Ok(()) } else { Err(format!("it ends with {found}, published is {}", self.outcome())) }
+        if found == self.outcome() {
+            Ok(())
+        } else {
+            Err(format!("it ends with {found}, published is {}", self.outcome()))
+        }
     }
 }
 

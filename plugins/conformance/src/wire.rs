@@ -113,7 +113,8 @@ impl Wire {
     fn fill(&mut self) -> Result<(), String> {
         let mut buffer = [0; 16 << 10];
         let read = self.stream.read(&mut buffer).map_err(|error| format!("no reply: {error}"))?;
-        let octets = buffer.get(..read).filter(|octets| !octets.is_empty()).ok_or("the server has closed the connection")?;
+        let octets =
+            buffer.get(..read).filter(|octets| !octets.is_empty()).ok_or("the server has closed the connection")?;
         match &mut self.tls {
             None => self.plain.extend_from_slice(octets),
             Some(tls) => {
@@ -184,7 +185,11 @@ impl Wire {
             let (code, text) = self.reply()?;
             if code != 334 {
                 let proven = client.is_content() || code != 235;
-                return Ok(if proven { judge(vector, code, &text) } else { Came::Wrong("235 without the server's own proof".into()) });
+                return Ok(if proven {
+                    judge(vector, code, &text)
+                } else {
+                    Came::Wrong("235 without the server's own proof".into())
+                });
             }
             let challenge = Self::challenge(&text)?;
             match client.answer(&challenge) {

@@ -1,6 +1,7 @@
 //! A host without a server: users, tokens and channel bindings of the test world, effects and their ledger, and
 //! the loop that runs one exchange against a mechanism. Everything follows from the plan: no clock, no chance.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use portreeve_plugin_abi::{action, binding, conn, fail, key, mech_flag, out_flag, status};
@@ -139,6 +140,9 @@ impl Traits {
     }
 }
 
+/// Kind of key, user, realm.
+type Asked = (u32, Vec<u8>, Vec<u8>);
+
 /// Who exists.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -154,7 +158,7 @@ pub struct World {
     pub salt: (Vec<u8>, u32),
     /// What CHANNEL_BINDING gives.
     pub binding: Vec<u8>,
-    keys: std::cell::RefCell<BTreeMap<(u32, Vec<u8>, Vec<u8>), Outcome>>,
+    keys: RefCell<BTreeMap<Asked, Outcome>>,
 }
 
 impl Default for World {
@@ -163,12 +167,13 @@ impl Default for World {
         let users = [("user", "pencil"), ("tim", "tanstaaftanstaaf"), ("chris", "secret")];
         Self {
             users: users.map(|(name, password)| (name.into(), password.to_owned())).into(),
-            tokens: [(person.token.clone().into_bytes(), "user".to_owned()), (b"token".to_vec(), "user".to_owned())].into(),
+            tokens: [(person.token.clone().into_bytes(), "user".to_owned()), (b"token".to_vec(), "user".to_owned())]
+                .into(),
             proxies: BTreeSet::new(),
             token_error: r#"{"status":"invalid_token"}"#.into(),
             salt: ((0..16).collect(), 4096),
             binding: (0..32).collect(),
-            keys: std::cell::RefCell::default(),
+            keys: RefCell::default(),
         }
     }
 }
@@ -323,7 +328,15 @@ pub struct Plan {
 impl Plan {
     /// These messages, the truth.
     pub fn words(facts: Facts, initial: bool, words: Vec<Vec<u8>>) -> Self {
-        Self { facts, entropy: 1, initial, voice: Voice::Words(words), policy: Policy::Truth, steps_max: u32::MAX, damage: None }
+        Self {
+            facts,
+            entropy: 1,
+            initial,
+            voice: Voice::Words(words),
+            policy: Policy::Truth,
+            steps_max: u32::MAX,
+            damage: None,
+        }
     }
 
     /// A client of a known mechanism.
@@ -396,7 +409,8 @@ impl Story {
         }
         let after = self.last_words();
         let Some(entry) = self.ledger.iter().find(|entry| entry.handle == answer.handle) else {
-            let text = format!("SUCCESS with handle {}, which no effect of this exchange has, after {after}", answer.handle);
+            let text =
+                format!("SUCCESS with handle {}, which no effect of this exchange has, after {after}", answer.handle);
             return Err(Fault::new("P3", text));
         };
         let effect = effect_name(entry.effect);
@@ -410,7 +424,8 @@ impl Story {
             let text = format!("SUCCESS with the made-up key of a user who does not exist, after {after}");
             return Err(Fault::new("P3", text));
         }
-        let bound = self.ledger.iter().any(|entry| entry.effect == action::CHANNEL_BINDING && entry.status == status::OK);
+        let bound =
+            self.ledger.iter().any(|entry| entry.effect == action::CHANNEL_BINDING && entry.status == status::OK);
         if traits.channel_bind && !bound {
             return Err(Fault::new("P8", format!("SUCCESS without having asked for CHANNEL_BINDING, after {after}")));
         }

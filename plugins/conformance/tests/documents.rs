@@ -29,7 +29,11 @@ fn links_lead_somewhere() {
     for name in ["plugin-abi.md", "mechanisms.md", "threat-model.md"] {
         for link in page(name).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(if path.is_empty() { name } else { path });
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(if path.is_empty() {
+                name
+            } else {
+                path
+            });
             assert!(file.exists(), "{name}: {link}");
             if !anchor.is_empty() {
                 let text = std::fs::read_to_string(file).unwrap().to_lowercase().replace(' ', "-");

@@ -14,19 +14,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// `target/<profile>/examples/check`; `cargo test --test plugins` does not build it by itself.
-fn checker() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let profile = own.ancestors().nth(2).unwrap();
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "-p", "conformance", "--example", "check", "--target-dir"]);
-    build.arg(profile.parent().unwrap());
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.current_dir(root()).status().unwrap().success());
-    profile.join("examples/check")
-}
+const CHECKER: &str = env!("CARGO_BIN_EXE_plugin-check");
 
 /// A library that this package's tests depend on.
 fn bundled(id: &str) -> PathBuf {
@@ -35,7 +23,17 @@ fn bundled(id: &str) -> PathBuf {
 
 fn compile(source: &Path, output: &Path) {
     let build = Command::new("cc")
-        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread"])
+        .args([
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-pthread",
+        ])
         .arg("-I")
         .arg(root().join("plugins/abi"))
         .arg("-o")
@@ -46,8 +44,8 @@ fn compile(source: &Path, output: &Path) {
 }
 
 /// Findings, and the exit code.
-fn check(checker: &Path, library: &Path, seconds: &str) -> (Vec<Value>, Option<i32>) {
-    let run = Command::new(checker).arg(library).arg(seconds).output().unwrap();
+fn check(library: &Path, seconds: &str) -> (Vec<Value>, Option<i32>) {
+    let run = Command::new(CHECKER).arg(library).arg(seconds).output().unwrap();
     let text = String::from_utf8(run.stdout).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     (lines, run.status.code())
@@ -60,7 +58,6 @@ fn failures(lines: &[Value]) -> BTreeSet<String> {
 
 #[test]
 fn every_bad_plugin_fails_with_its_rule() {
-    let checker = checker();
     let folder = tempfile::tempdir().unwrap();
     let mut sources: Vec<PathBuf> = std::fs::read_dir(root().join("tests/bad-plugins"))
         .unwrap()
@@ -79,7 +76,7 @@ fn every_bad_plugin_fails_with_its_rule() {
                     compile(source, &library);
                     let text = std::fs::read_to_string(source).unwrap();
                     let expected = text.trim_start_matches("/* ").split(':').next().unwrap().to_owned();
-                    let (lines, code) = check(&checker, &library, "0.4");
+                    let (lines, code) = check(&library, "0.4");
                     let failed = failures(&lines);
                     let good = match expected.as_str() {
                         "none" => failed.is_empty() && code == Some(0),
@@ -92,7 +89,10 @@ fn every_bad_plugin_fails_with_its_rule() {
                             .filter(|line| line["result"] == "fail")
                             .map(|line| format!("{}: {}", line["rule"], line["text"]))
                             .collect();
-                        wrong.lock().unwrap().push(format!("{name}: {expected} expected, exit {code:?}, found {told:#?}"));
+                        wrong
+                            .lock()
+                            .unwrap()
+                            .push(format!("{name}: {expected} expected, exit {code:?}, found {told:#?}"));
                     }
                     for line in lines.iter().filter(|line| line["result"] == "fail") {
                         assert!(line["remedy"].as_str().unwrap().len() > 20, "{line}");
@@ -115,7 +115,6 @@ fn every_bad_plugin_fails_with_its_rule() {
 /// A Rust plugin that panics: contained as INTERNAL (P4), and refused when it would abort (A7).
 #[test]
 fn panics() {
-    let checker = checker();
     let folder = tempfile::tempdir().unwrap();
     for (strategy, expected) in [("unwind", "P4"), ("abort", "A7")] {
         let target = folder.path().join(strategy);
@@ -128,7 +127,7 @@ fn panics() {
             .output()
             .unwrap();
         assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
-        let (lines, code) = check(&checker, &target.join("debug/libpanics.so"), "0.4");
+        let (lines, code) = check(&target.join("debug/libpanics.so"), "0.4");
         assert!(failures(&lines).contains(expected) && code == Some(1), "{lines:#?}");
         if strategy == "unwind" {
             let text = lines.iter().find(|line| line["rule"] == "P4").unwrap()["text"].as_str().unwrap();
@@ -139,9 +138,8 @@ fn panics() {
 
 #[test]
 fn bundled_libraries_pass() {
-    let checker = checker();
     for id in ["standard", "legacy"] {
-        let (lines, code) = check(&checker, &bundled(id), "0.6");
+        let (lines, code) = check(&bundled(id), "0.6");
         let failed: Vec<&Value> = lines.iter().filter(|line| line["result"] == "fail").collect();
         assert!(failed.is_empty() && code == Some(0), "{id}: exit {code:?}, {failed:#?}, {} lines", lines.len());
         // A check that skips everything passes, too.
@@ -154,11 +152,10 @@ fn bundled_libraries_pass() {
 
 #[test]
 fn what_is_no_library_fails_by_name() {
-    let checker = checker();
     for (file, expected, code) in [("/bin/ls", "A1", 1), ("/etc/passwd", "A1", 1)] {
-        let (lines, found) = check(&checker, Path::new(file), "0.2");
+        let (lines, found) = check(Path::new(file), "0.2");
         assert!(failures(&lines).contains(expected) && found == Some(code), "{file}: {lines:#?}");
     }
-    let (_, code) = check(&checker, Path::new("/nowhere/x.so"), "0.2");
+    let (_, code) = check(Path::new("/nowhere/x.so"), "0.2");
     assert_eq!(code, Some(2));
 }

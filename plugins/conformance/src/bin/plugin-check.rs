@@ -1,4 +1,4 @@
-//! The kit without the program around it: `check FILE [SECONDS]`. The tests of this crate use it.
+//! The kit without the program around it: `plugin-check FILE [SECONDS]`. The tests of this crate use it.
 #![forbid(unsafe_code)]
 
 use conformance::check::{Options, check};
