@@ -11,14 +11,14 @@ pub struct Watch {
     counted: Vec<usize>,
     gauges: [i64; Gauge::ALL.len()],
     gauged: Vec<usize>,
-    /// When the oldest record that waits was written.
-    waiting_ms: Option<u64>,
+    /// When the records that wait have to leave.
+    due_ms: Option<u64>,
 }
 
 impl Watch {
     /// Counts into `slot`, tells `events`.
     pub fn new(slot: Slot, events: EventSender) -> Self {
-        Self { slot, events, counts: [0; _], counted: Vec::new(), gauges: [0; _], gauged: Vec::new(), waiting_ms: None }
+        Self { slot, events, counts: [0; _], counted: Vec::new(), gauges: [0; _], gauged: Vec::new(), due_ms: None }
     }
 
     /// Counts.
@@ -46,7 +46,7 @@ impl Watch {
 
     /// Hands a record over; `false` when an audit record found no room.
     pub fn tell(&mut self, event: &Event<'_>, now_ms: u64) -> bool {
-        self.waiting_ms.get_or_insert(now_ms);
+        self.due_ms.get_or_insert(now_ms + RECORDS_MS);
         self.events.send(event).is_ok()
     }
 
@@ -67,7 +67,7 @@ impl Watch {
 
     /// When records have to leave.
     pub fn due_ms(&self) -> Option<u64> {
-        self.waiting_ms.map(|since| since + RECORDS_MS)
+        self.due_ms
     }
 
     /// The end of a turn.
@@ -83,8 +83,8 @@ impl Watch {
             }
         }
         if self.due_ms().is_some_and(|due| now_ms >= due) {
-            // What the socket does not take now goes with the next round.
-            self.waiting_ms = (!self.events.flush()).then_some(now_ms);
+            // What the socket does not take now goes as soon as the writer has read some of it.
+            self.due_ms = (!self.events.flush()).then_some(now_ms.saturating_add(RETRY_MS));
         }
     }
 
@@ -101,3 +101,7 @@ impl Watch {
 
 /// How long records wait for company.
 const RECORDS_MS: u64 = 100;
+
+/// How soon records that the socket did not take are offered again. A socket holds about 200 KiB: at 100 ms
+/// that would be 2 MB of records a second, less than a busy worker writes.
+const RETRY_MS: u64 = 2;
