@@ -585,6 +585,7 @@ impl Shard {
             resumed: facts.resumed,
             channel_bindings: crate::connection::bindings(&tls.session),
         });
+        tls.session.forget_name();
         let resumed = tls.facts.as_ref().is_some_and(|facts| facts.resumed);
         (slot.stage, slot.clock, slot.started) = (Stage::Open, Clock::Command, self.local.now.tick);
         let implicit = self

@@ -206,6 +206,12 @@ impl TlsSession {
         self.noted.bindings = None;
     }
 
+    /// Gives the memory of the name that the client asked for back, when the caller keeps it: `facts` has an
+    /// empty one from here on.
+    pub fn forget_name(&mut self) {
+        self.noted.sni = None;
+    }
+
     fn is_resumed(&self) -> bool {
         self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
