@@ -73,6 +73,17 @@ pub fn time(unix_seconds: u64) -> String {
     format!("{}T{:02}:{:02}:{:02}Z", date(unix_seconds), of_day / 3600, of_day / 60 % 60, of_day % 60)
 }
 
+/// The command line as anybody may type it: the program by its name, not by the folder it happens to lie in.
+pub fn command() -> Vec<String> {
+    let mut words: Vec<String> = std::env::args().collect();
+    if let Some(program) = words.first_mut()
+        && let Some(name) = std::path::Path::new(program.as_str()).file_name()
+    {
+        *program = name.to_string_lossy().into_owned();
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

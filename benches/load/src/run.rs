@@ -95,7 +95,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     let mut report = Report {
         version: VERSION,
         tool: format!("portreeve-load {}", env!("CARGO_PKG_VERSION")),
-        command: std::env::args().collect(),
+        command: machine::command(),
         time: machine::time(machine::unix_seconds()),
         machine: Machine::this(),
         plan: Some(plan.public()),

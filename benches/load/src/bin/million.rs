@@ -128,7 +128,8 @@ fn measure(args: &Args, ground: &Ground, tls: bool, idle: u64) -> Result<Report,
 fn record(args: &Args, runs: &[(bool, u64, Report, String)]) -> Result<(), String> {
     let date = machine::date(machine::unix_seconds());
     let machine = Machine::this();
-    let command = std::env::args().filter(|arg| arg != "--inside").collect::<Vec<_>>().join(" ");
+    let command =
+        portreeve_load::machine::command().into_iter().filter(|arg| arg != "--inside").collect::<Vec<_>>().join(" ");
     let mut text = format!(
         "# Idle sessions and active clients on one machine\n\n- date: {date}\n- command: `{command}`\n- machine: {}, {} cores, \
          {}, kernel {}\n- load average at the end: {}\n- Portreeve: {}\n\n\

@@ -465,7 +465,7 @@ fn spread(values: &[f64]) -> (f64, f64) {
 fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> Result<(), String> {
     let seconds = machine::unix_seconds();
     let date = machine::date(seconds);
-    let command = std::env::args().collect::<Vec<_>>().join(" ");
+    let command = portreeve_load::machine::command().join(" ");
     let machine = Machine::this();
     let mut text = format!(
         "# Ratios against the canned-reply baseline\n\n\
