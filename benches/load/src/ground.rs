@@ -1,10 +1,11 @@
 //! Where benches run Portreeve: a temporary folder with a configuration, a certificate and a user, and the server
 //! started in it.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -49,20 +50,88 @@ impl Drop for Ground {
     }
 }
 
+/// Processes that run now, and whether a signal has asked us to end.
+static RUNNING: Mutex<(Vec<u32>, bool)> = Mutex::new((Vec::new(), false));
+
+/// From now on a signal ends what was started here before it ends us: nobody is left behind.
+pub fn end_on_signal() -> Result<(), String> {
+    let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+    let mut signals = signal_hook::iterator::Signals::new(signals).map_err(|error| error.to_string())?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_none() {
+            return;
+        }
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        running.1 = true;
+        for pid in running.0.iter().filter_map(|&pid| Pid::from_raw(pid as i32)) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+    });
+    Ok(())
+}
+
+/// A process; ended when dropped.
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> Result<Self, String> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.1 {
+            return Err("ended by a signal".to_owned());
+        }
+        let child = command.spawn().map_err(|error| format!("{name}: {error}"))?;
+        running.0.push(child.id());
+        Ok(Self { child })
+    }
+
+    /// Its standard output, once it has ended well.
+    fn output(mut self) -> Result<String, String> {
+        let (mut text, mut said) = (String::new(), String::new());
+        // What goes to standard error is little: it fits the pipe until the output is read.
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_string(&mut text).map_err(|error| error.to_string())?;
+        }
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut said).map_err(|error| error.to_string())?;
+        }
+        let status = self.child.wait().map_err(|error| error.to_string())?;
+        if status.success() { Ok(text) } else { Err(format!("{status}\n{text}{said}")) }
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> Result<ExitStatus, String> {
+        self.child.wait().map_err(|error| error.to_string())
+    }
+
+    /// Its standard error, if that was asked for.
+    pub fn stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
+    }
+}
+
 /// A server process with its children; ended when dropped.
 pub struct Server {
-    child: Child,
+    running: Running,
 }
 
 impl Server {
     /// Of the first process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.running.child.id()
     }
 }
 
-impl Drop for Server {
+impl Drop for Running {
     fn drop(&mut self) {
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).0.retain(|&pid| pid != self.child.id());
+        // It may have ended, and its number may be another's.
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
         if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
             let _ = rustix::process::kill_process(pid, Signal::TERM);
         }
@@ -158,6 +227,11 @@ impl Ground {
         self.dir.join("portreeve.toml")
     }
 
+    /// A file in the folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// Flags of `portreeve-load` that log in.
     pub fn login(&self) -> [String; 4] {
         let file = self.dir.join("password").display().to_string();
@@ -172,19 +246,14 @@ impl Ground {
     /// Starts Portreeve; returns when it answers on all ports.
     pub fn portreeve(&self) -> Result<Server, String> {
         let log = std::fs::File::create(self.dir.join("stderr")).map_err(|error| error.to_string())?;
-        let child = Command::new(self.bin.join("portreeve"))
-            .args(["serve", "--config"])
-            .arg(self.configuration())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(|error| format!("portreeve: {error}"))?;
-        let mut server = Server { child };
+        let mut command = Command::new(self.bin.join("portreeve"));
+        command.args(["serve", "--config"]).arg(self.configuration());
+        let running = Running::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log))?;
+        let mut server = Server { running };
         let until = Instant::now() + Duration::from_secs(60);
         for place in 0..self.ports.len() {
             while TcpStream::connect(self.address(place)).is_err() {
-                if let Ok(Some(status)) = server.child.try_wait() {
+                if let Ok(Some(status)) = server.running.child.try_wait() {
                     let why = std::fs::read_to_string(self.dir.join("stderr")).unwrap_or_default();
                     return Err(format!("portreeve: {status}\n{why}"));
                 }
@@ -203,21 +272,21 @@ impl Ground {
         if tls {
             command.arg("--tls");
         }
-        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| format!("canned-reply: {error}"))?;
+        let mut running = Running::start(command.stdout(Stdio::piped()))?;
         let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
+        if let Some(stdout) = running.child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line).map_err(|error| error.to_string())?;
         }
-        let server = Server { child };
+        let server = Server { running };
         let address = line.trim().parse().map_err(|_| format!("canned-reply said {line:?} instead of its address"))?;
         Ok((server, address))
     }
 
-    /// `portreeve-load` at a server whose cost is wanted; its result comes on standard output.
+    /// `portreeve-load` at a server whose cost is wanted.
     pub fn load(&self, target: SocketAddr, server: &Server) -> Command {
         let mut command = Command::new(self.bin.join("portreeve-load"));
         let (target, pid) = (target.to_string(), server.pid().to_string());
-        command.args(["--target", &target, "--pid", &pid, "--json", "-"]);
+        command.args(["--target", &target, "--pid", &pid]);
         command
     }
 }
@@ -225,13 +294,8 @@ impl Ground {
 /// Standard output of a command that must succeed.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stderr(Stdio::piped()).output().map_err(|error| format!("{name}: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(format!("{name}: {}\n{text}{said}", output.status));
-    }
-    Ok(text)
+    let running = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    running.output().map_err(|error| format!("{name}: {error}"))
 }
 
 /// Three ports that were free a moment ago.

@@ -196,7 +196,8 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
 
 fn usage_of(pid: u32) -> Result<Usage, String> {
     if std::path::Path::new(&format!("/proc/{pid}")).exists() {
-        Ok(process::usage(pid))
+        // A server that has just done something else comes to rest first.
+        Ok(process::settled(pid))
     } else {
         Err(format!("--pid {pid}: no such process"))
     }

@@ -120,8 +120,8 @@ pub fn histogram() -> Histogram<u64> {
 const TICK: Duration = Duration::from_millis(250);
 /// Sockets that are opened in one turn: the loop must go on hearing.
 const OPEN_MAX: usize = 256;
-/// Idle sessions that may be on their way to being idle.
-const GATHER_MAX: u64 = 128;
+/// Idle sessions of all processes that may be on their way to being idle.
+const GATHER_MAX: u64 = 512;
 /// How often slow clients send.
 const PACE: Duration = Duration::from_millis(100);
 /// What a stopped run gives to sessions in progress.
@@ -381,8 +381,9 @@ impl Worker {
         }
         let due = (now - self.start).as_secs_f64() * self.plan.gather_rate;
         // Nor faster than they get there: a crowd of handshakes would only wait for each other until they time out.
+        let most = (GATHER_MAX / u64::from(self.plan.processes)).max(4);
         let under_way = self.gathered - self.held.len() as u64 - self.crowd_lost;
-        let mut room = (due as u64).saturating_sub(self.gathered).min(GATHER_MAX.saturating_sub(under_way));
+        let mut room = (due as u64).saturating_sub(self.gathered).min(most.saturating_sub(under_way));
         for scenario in 0..self.to_gather.len() {
             while room > 0 && self.to_gather[scenario] > 0 {
                 self.to_gather[scenario] -= 1;

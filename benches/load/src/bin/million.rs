@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
-use portreeve_load::ground::{Ground, Settings, output};
+use portreeve_load::ground::{Ground, Running, Settings, end_on_signal, output};
 use portreeve_load::machine::{self, Machine};
 use portreeve_load::result::Report;
 use serde_json::json;
@@ -52,6 +52,9 @@ struct Args {
     /// Folder of the record.
     #[arg(long, default_value = "benches/record")]
     out: PathBuf,
+    /// Name of the record, behind the date.
+    #[arg(long, default_value = "million")]
+    name: String,
     /// In the namespace already.
     #[arg(long, hide = true)]
     inside: bool,
@@ -78,6 +81,7 @@ fn enter() -> Result<bool, String> {
 }
 
 fn run(args: &Args) -> Result<bool, String> {
+    end_on_signal()?;
     output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     // More ports for each source address, and room for those who wait to be accepted.
     for (name, value) in [("ipv4/ip_local_port_range", "1024 65000"), ("core/somaxconn", "65535")] {
@@ -108,6 +112,10 @@ fn run(args: &Args) -> Result<bool, String> {
 
 fn measure(args: &Args, ground: &Ground, tls: bool, idle: u64) -> Result<Report, String> {
     let server = ground.portreeve()?;
+    // Warm: every worker has verified the password once, and its allocator has what it always needs.
+    let mut warm = ground.load(ground.address(0), &server);
+    warm.args(["--scenario", "login", "--mechanism", "PLAIN", "--quiet", "--count", &(50 * args.workers).to_string()]);
+    output(warm.args(ground.login()))?;
     let mut load = ground.load(ground.address(if tls { 2 } else { 0 }), &server);
     load.args(["--scenario", "submit", "--mechanism", "PLAIN", "--size", "4096", "--to", "bob@bench.test"]);
     load.args(ground.login()).args(["--warm-up", "10", "--noop-rate", "200", "--time-max", "1800"]);
@@ -120,9 +128,11 @@ fn measure(args: &Args, ground: &Ground, tls: bool, idle: u64) -> Result<Report,
     if idle > 0 {
         load.args(["--crowd", &idle.to_string()]);
     }
-    let result = load.stderr(std::process::Stdio::inherit()).output().map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&result.stdout);
-    serde_json::from_str(&text).map_err(|error| format!("portreeve-load: {}: {error}: {text}", result.status))
+    let json = ground.file("result.json");
+    // The last word counts: a run with errors is a result, too.
+    load.args(["--json"]).arg(&json);
+    let status = Running::start(load.stdout(std::process::Stdio::null()))?.wait()?;
+    Report::read(&json).map_err(|error| format!("portreeve-load: {status}: {error}"))
 }
 
 fn record(args: &Args, runs: &[(bool, u64, Report, String)]) -> Result<(), String> {
@@ -189,7 +199,7 @@ fn record(args: &Args, runs: &[(bool, u64, Report, String)]) -> Result<(), Strin
     let result = json!({ "version": 1, "date": date, "command": command, "machine": machine, "runs": runs });
     std::fs::create_dir_all(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;
     for (ending, content) in [("md", text), ("json", format!("{result}\n"))] {
-        let path = args.out.join(format!("{date}-million.{ending}"));
+        let path = args.out.join(format!("{date}-{}.{ending}", args.name));
         std::fs::write(&path, content).map_err(|error| format!("{}: {error}", path.display()))?;
         eprintln!("wrote {}", path.display());
     }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
-use portreeve_load::ground::{Ground, Server, Settings, output};
+use portreeve_load::ground::{Ground, Running, Server, Settings, end_on_signal, output};
 use portreeve_load::machine::{self, Machine};
 use portreeve_load::process;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -163,6 +163,7 @@ fn run(args: &Args) -> Result<bool, String> {
     let wanted = |name: &str| args.rows.is_empty() || args.rows.iter().any(|row| row == name);
     // Others on the machine disturb less; not ours to insist on.
     let _ = rustix::process::setpriority_process(None, -20);
+    end_on_signal()?;
     let bench = Bench::new(args)?;
     let mut rows = Vec::new();
     let mut failures = Vec::new();
@@ -255,7 +256,7 @@ impl<'a> Bench<'a> {
 
     fn load(&self, target: SocketAddr, server: &Server, with: &[&str]) -> Command {
         let mut command = self.ground.load(target, server);
-        command.args(["--sources", "64"]).args(with);
+        command.args(["--json", "-", "--sources", "64"]).args(with);
         command
     }
 
@@ -397,20 +398,15 @@ impl<'a> Bench<'a> {
         for _ in 0..self.args.pairs {
             let without = p99("10000")?;
             let sessions = self.args.sessions.to_string();
-            let mut crowd = self
-                .load(address, &server, &["--scenario", "idle", "--hold", "240", "--count", &sessions])
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .map_err(|error| format!("portreeve-load: {error}"))?;
+            let mut crowd = self.load(address, &server, &["--scenario", "idle", "--hold", "240", "--count", &sessions]);
+            let mut crowd = Running::start(crowd.stdout(Stdio::null()).stderr(Stdio::piped()))?;
             let mut told = String::new();
-            if let Some(stderr) = crowd.stderr.take() {
+            if let Some(stderr) = crowd.stderr() {
                 let lines = BufReader::new(stderr).lines().map_while(Result::ok);
                 told = lines.into_iter().find(|line| line.starts_with("holding")).unwrap_or_default();
             }
             let beside = p99("10000");
-            let _ = crowd.kill();
-            let _ = crowd.wait();
+            drop(crowd);
             if !told.contains(&format!("holding {sessions} ")) {
                 return Err(format!("the idle crowd is not whole: {told}"));
             }
