@@ -528,3 +528,52 @@ fn status_tells_what_the_server_does() {
     let (status, said) = output(&mut server.command(&["status"]));
     assert!(status.success() && said.contains("worker"), "{said}");
 }
+
+/// DECISIONS H5: as root, port 25 is bound and every child gives root's rights up.
+#[test]
+fn a_low_port_as_root_and_children_without_its_rights() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: this needs root");
+        return;
+    }
+    let mut server = Server::prepare(Options::default());
+    // Whoever the children become must be able to walk to the mail and to write it.
+    let nobody = fs::read_to_string("/etc/passwd")
+        .expect("/etc/passwd")
+        .lines()
+        .find_map(|line| line.strip_prefix("nobody:")?.split(':').nth(1)?.parse::<u32>().ok())
+        .expect("a user called nobody");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(server.path(""), mode).expect("our own folder");
+    fs::create_dir(server.path("mail")).expect("a folder");
+    // `prepare` has made the users file as root for root.
+    for path in ["mail", "state", "state/auth", "state/auth/users", "state/auth/users.lock"] {
+        std::os::unix::fs::chown(server.path(path), Some(nobody), None).expect("we are root");
+    }
+    let low = SocketAddr::from((server.mx().ip(), 25));
+    let listener =
+        format!("\n[[listener]]\nname = \"low\"\nrole = \"mx\"\nbind = [\"{low}\"]\ndomains = [\"demo.test\"]\n");
+    server.write_config(&(server.config().replace("user = \"root\"", "user = \"nobody\"") + &listener));
+    server.run();
+    let mut talk = Plain::connect(low).expect("port 25");
+    for (line, class) in [
+        ("EHLO client.example\r\n", b'2'),
+        ("MAIL FROM:<a@far.example>\r\n", b'2'),
+        ("RCPT TO:<alice@demo.test>\r\n", b'2'),
+        ("DATA\r\n", b'3'),
+        ("Subject: low\r\n\r\nx\r\n.\r\n", b'2'),
+    ] {
+        talk.ask(line, class).unwrap_or_else(|error| panic!("{line:?}: {error}\n{}", server.log()));
+    }
+    assert_eq!(server.mail("alice", 1).len(), 1);
+    let children: Vec<Pid> = server.processes().into_values().flatten().collect();
+    assert!(children.len() >= 4, "{children:?}");
+    for pid in children {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).expect("a living child");
+        let ids = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
+        let own = nobody.to_string();
+        assert!(ids("Uid:").split_whitespace().all(|id| id == own), "{status}");
+        assert!(ids("Gid:").split_whitespace().all(|id| id != "0"), "{status}");
+        assert!(ids("CapEff:").trim().bytes().all(|digit| digit == b'0'), "{status}");
+    }
+}

@@ -530,6 +530,8 @@ impl<H: Hooks> Supervisor<H> {
             let Some(link) = process.link() else { return };
             let said = match link.receive(packet) {
                 Ok(Received::WouldBlock) => return,
+                // It ended without reading everything from us. That is told once, before its last words.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Ok(Received::Closed) | Err(_) => vec![Said::Closed],
                 Ok(Received::Packet { fds }) => read(packet, fds, process.role, &self.options.build_id),
             };
