@@ -165,9 +165,9 @@ impl Ground {
                 ));
             }
         }
+        let build = output(Command::new(bin.join("portreeve")).arg("--build-info"))?.trim().replace('\n', "; ");
         let dir = std::env::temp_dir().join(format!("portreeve-bench-{}", std::process::id()));
         std::fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        let build = output(Command::new(bin.join("portreeve")).arg("--build-info"))?.trim().replace('\n', "; ");
         let ground = Self { bin, dir, keep: settings.keep, ports: free_ports()?, build };
         ground.prepare(settings)?;
         Ok(ground)
