@@ -773,7 +773,8 @@ impl Worker {
 
     fn is_done(&self, now: Instant) -> bool {
         let none = !self.plan.has_mix();
-        let timed_out = self.plan.duration.is_some() && !self.may_begin(now) && !self.may_begin(self.next);
+        let next = if self.plan.rate.is_some() { self.next } else { now };
+        let timed_out = self.plan.duration.is_some() && !self.may_begin(now) && !self.may_begin(next);
         let counted_out = self.plan.count.is_some_and(|count| self.begun >= count);
         self.go.is_some() && self.active == 0 && (none || timed_out || counted_out)
     }

@@ -349,6 +349,14 @@ fn a_signal_ends_it_with_what_there_is() {
 }
 
 #[test]
+fn a_duration_bounds_a_closed_loop() {
+    let server = Canned::new(false);
+    let report = report(server.1, &["--scenario", "connect", "--duration", "1", "--warm-up", "0.5"]);
+    assert!(report.cut_short.is_none() && report.connections > 0);
+    assert!((0.9..3.0).contains(&report.seconds), "{}", report.seconds);
+}
+
+#[test]
 fn a_run_ends_at_its_bound() {
     let server = Fake::new(|mut stream, _| {
         let _ = stream.write_all(b"220-");
