@@ -87,6 +87,11 @@ impl Scanner {
         (self.octets_max, self.keep, self.truncated) = (octets_max, keep, false);
     }
 
+    /// Octets of buffer that it holds, used or not.
+    pub(crate) fn octets_held(&self) -> usize {
+        self.text.capacity()
+    }
+
     /// Whether nothing more is looked at.
     pub fn is_done(&self) -> bool {
         self.at == At::Done

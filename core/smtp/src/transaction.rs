@@ -58,7 +58,8 @@ impl Transaction {
 
     /// Gives the buffers back.
     pub(crate) fn recycle(mut self: Box<Self>, pools: &mut Pools) {
-        if pools.transactions.len() >= POOLED_MAX || self.envelope.text_octets() > POOLED_OCTETS_MAX {
+        let octets = self.envelope.text_octets() + self.header.octets_held();
+        if pools.transactions.len() >= POOLED_MAX || octets > POOLED_OCTETS_MAX {
             return;
         }
         self.envelope.clear();
