@@ -27,7 +27,7 @@ fn mechanism(name: &str) -> Arc<dyn Mechanism> {
     let vetted = vet(&path, &Demands { ownership: Ownership::Relaxed, sha256: None }).expect("our own library");
     let mut registry = Registry::new();
     let fd: OwnedFd = vetted.fd;
-    registry.load("standard", fd, Path::new(&path)).expect("our own library");
+    registry.load("standard", fd, Path::new(&path), plugin_host::Terms::default()).expect("our own library");
     registry.mechanism(&MechanismName::parse(name.as_bytes()).expect("a name"), "").expect("listed")
 }
 

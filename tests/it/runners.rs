@@ -94,11 +94,16 @@ impl std::ops::Deref for Faulty {
 }
 
 fn start() -> Faulty {
-    start_with("faulty", "X-FAULTY", "process", |folder| install(folder, "1.0", 10))
+    start_on("runner = \"process\"")
 }
 
-/// With another library and another runner.
-fn start_with(id: &str, mechanism: &str, runner: &str, install: impl FnOnce(&Path)) -> Faulty {
+/// With these lines in the library's table.
+fn start_on(terms: &str) -> Faulty {
+    start_with("faulty", "X-FAULTY", terms, |folder| install(folder, "1.0", 10))
+}
+
+/// With another library, on other terms.
+fn start_with(id: &str, mechanism: &str, terms: &str, install: impl FnOnce(&Path)) -> Faulty {
     let options = Options { listener: "cleartext_auth_nets = [\"127.0.0.0/8\"]".into(), ..Options::default() };
     let mut server = Server::prepare(options);
     // Root takes libraries only from folders that nobody else may write to, all the way up.
@@ -109,7 +114,7 @@ fn start_with(id: &str, mechanism: &str, runner: &str, install: impl FnOnce(&Pat
     let offered = format!("[\"PLAIN\", \"{mechanism}\"]");
     let text = server.config().replace("[\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]", &offered);
     let load = format!("[plugins]\npath = [{:?}]\nload = [\"standard\", \"{id}\"]\n", folder.path());
-    let table = format!("[[plugins.library]]\nid = \"{id}\"\nrunner = \"{runner}\"\n");
+    let table = format!("[[plugins.library]]\nid = \"{id}\"\n{terms}\n");
     server.write_config(&(text.replace("[plugins]\nload = [\"standard\", \"legacy\"]\n", &load) + &table));
     server.run();
     Faulty { server, folder }
@@ -324,7 +329,8 @@ fn finish(clients: Vec<Client>) {
 fn who_lets_strangers_in_is_taken_out_of_service_in_both_runners() {
     for runner in ["inline", "process"] {
         let source = root().join("tests/bad-plugins/succeeds_on_decoy.c");
-        let server = start_with("bad", "X-BAD", runner, |folder| compile(folder, &source, "bad", &[]));
+        let terms = format!("runner = \"{runner}\"");
+        let server = start_with("bad", "X-BAD", &terms, |folder| compile(folder, &source, "bad", &[]));
         let mut client = Client::connect(server.mx());
         assert!(client.ask("EHLO client.example").contains("X-BAD"), "{runner}");
         let reply = client.auth("X-BAD", "ghost@demo.test:anything");
@@ -342,7 +348,7 @@ fn who_lets_strangers_in_is_taken_out_of_service_in_both_runners() {
 fn the_library_of_bad_plugins_is_contained() {
     let sources = root().join("tests/bad-plugins");
     let good = sources.join("good.c");
-    let server = start_with("bad", "X-BAD", "process", |folder| compile(folder, &good, "bad", &[]));
+    let server = start_with("bad", "X-BAD", "runner = \"process\"", |folder| compile(folder, &good, "bad", &[]));
     let worker = server.processes()["worker"].clone();
     assert!(Client::connect(server.mx()).auth("X-BAD", "alice@demo.test:secret").starts_with("235 "));
     let mut tried = 0;
@@ -374,4 +380,66 @@ fn the_library_of_bad_plugins_is_contained() {
     compile(server.folder.path(), &good, "bad", &[]);
     reload(&server);
     await_that("a login", || Client::connect(server.mx()).auth("X-BAD", "alice@demo.test:secret").starts_with("235 "));
+}
+
+/// 334: it could; 535: it was refused; 454: it was killed for it.
+fn can(server: &Server, what: &str) -> bool {
+    let reply = Client::connect(server.mx()).auth("X-FAULTY", what);
+    assert!(reply.starts_with("334 ") || reply.starts_with("535 ") || reply.starts_with("454 "), "{what}: {reply}");
+    reply.starts_with("334 ")
+}
+
+#[test]
+fn a_library_has_what_was_granted_and_nothing_beside_it() {
+    let ground = TempDir::with_prefix("portreeve-it-grants-").expect("a folder");
+    let [file, other, folder] = ["file", "other", "folder"].map(|name| ground.path().join(name));
+    fs::write(&file, "x").expect("written");
+    fs::write(&other, "x").expect("written");
+    fs::create_dir(&folder).expect("made");
+    let peer = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let dial = format!("dial:{}", peer.local_addr().expect("bound").port());
+    let (read, make) =
+        (|path: &Path| format!("read:{}", path.display()), |path: &Path| format!("make:{}", path.display()));
+
+    // Nothing: files are refused, and who asks for the network is gone.
+    let server = start();
+    assert!(!can(&server, &read(&file)) && !can(&server, &make(&folder.join("new"))));
+    assert!(!server.log().contains("process.died"), "refused, not killed: {}", server.log());
+    assert!(!can(&server, &dial));
+    await_that("its death", || server.log().contains("SIGSYS"));
+    drop(server);
+
+    // A file to be read and a folder to be written: just these.
+    let grant = format!("grant = [{:?}, \"write:{}\"]", read(&file), folder.display());
+    let server = start_on(&grant);
+    if !status(&server)["supervisor"]["libraries"][0]["sandbox"].as_str().unwrap_or_default().contains("landlock") {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "this kernel has no Landlock");
+        return eprintln!("SKIPPED: this kernel has no Landlock");
+    }
+    assert!(can(&server, &read(&file)));
+    assert!(!can(&server, &read(&other)) && !can(&server, "read:/etc/passwd") && !can(&server, "read:/proc/self/maps"));
+    assert!(!can(&server, &make(&file)), "to be read only");
+    assert!(can(&server, &make(&folder.join("new"))) && can(&server, &read(&folder.join("new"))));
+    assert!(!can(&server, &make(&ground.path().join("new"))));
+    assert!(!ground.path().join("new").exists() && folder.join("new").exists());
+    assert!(!server.log().contains("process.died"), "{}", server.log());
+    assert!(!can(&server, &dial));
+    await_that("its death", || server.log().contains("SIGSYS"));
+    let (_, listed) = output(&mut server.command(&["plugin", "list"]));
+    assert!(listed.contains(&format!("granted: read:{} write:{}", file.display(), folder.display())), "{listed}");
+    let (_, shown) = output(&mut server.command(&["status"]));
+    assert!(shown.contains(&format!("granted read:{}", file.display())), "{shown}");
+    drop(server);
+
+    // The network: connections to others, no doors of its own, no sockets of the machine's own, no files.
+    let server = start_on("grant = [\"net\"]");
+    assert!(can(&server, &dial), "{}", server.log());
+    assert!(!can(&server, "hear:") && !can(&server, "unix:") && !can(&server, &read(&file)));
+    assert!(!server.log().contains("process.died"), "{}", server.log());
+
+    // A grant that is taken back is gone with the next reload, for logins that begin then.
+    let text = fs::read_to_string(server.server.path("portreeve.toml")).expect("its configuration");
+    server.server.write_config(&text.replace("grant = [\"net\"]", ""));
+    reload(&server);
+    assert!(!can(&server, &dial));
 }

@@ -449,7 +449,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let name = MechanismName::parse(b"X-A").unwrap();
-            let library = Arc::new(RemoteLibrary::new("a", Runner(0), &[name], None));
+            let library = Arc::new(RemoteLibrary::new("a", Runner(0), &[name], false, None));
             Self { steps: Steps::new(4), library, answers: Vec::new() }
         }
 

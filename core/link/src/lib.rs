@@ -12,7 +12,7 @@
 //! codec    the few integer and string forms that payloads are made of
 //! message  what the supervisor and a child say      directory  what a worker asks about credentials
 //! shared   words that several processes see (counters, limits)      sealed  a memfd that can no longer change
-//! sandbox  limits, Landlock and seccomp for strangers' code
+//! sandbox  limits, Landlock and seccomp for strangers' code       grant  what an operator lets through
 //! sys      the only unsafe code: descriptor 3, mmap, ids, prctl, system calls of the sandbox
 //! ```
 //!
@@ -40,6 +40,7 @@
 pub mod codec;
 pub mod directory;
 mod frame;
+pub mod grant;
 pub mod ids;
 pub mod mechanism;
 pub mod message;

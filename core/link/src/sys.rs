@@ -6,6 +6,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -253,12 +254,41 @@ pub(crate) fn seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes all rights on files away except reading below `readable`, and, where the kernel knows how, TCP and
-/// signals to others. Returns the version of Landlock that did it.
-pub(crate) fn landlock(readable: &[&str]) -> io::Result<i64> {
-    const EXECUTE: u64 = 1;
-    const READ_FILE: u64 = 1 << 2;
-    const READ_DIR: u64 = 1 << 3;
+/// What a path may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// To be read, and to be run: libraries.
+    Library,
+    /// To be read.
+    Read,
+    /// To be read, written, made and removed.
+    Write,
+}
+
+impl Access {
+    /// Bits of `LANDLOCK_ACCESS_FS_*`; a rule for a file knows fewer of them.
+    fn bits(self, folder: bool) -> u64 {
+        const EXECUTE: u64 = 1;
+        const WRITE_FILE: u64 = 1 << 1;
+        const READ_FILE: u64 = 1 << 2;
+        const READ_DIR: u64 = 1 << 3;
+        /// Directories and files removed; directories, files and symbolic links made; files moved to another folder.
+        const CHANGE_DIR: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 12 | 1 << 13;
+        const TRUNCATE: u64 = 1 << 14;
+        match (self, folder) {
+            (Self::Library, true) => EXECUTE | READ_FILE | READ_DIR,
+            (Self::Read, true) => READ_FILE | READ_DIR,
+            (Self::Library | Self::Read, false) => READ_FILE,
+            (Self::Write, true) => READ_FILE | READ_DIR | WRITE_FILE | CHANGE_DIR | TRUNCATE,
+            (Self::Write, false) => READ_FILE | WRITE_FILE | TRUNCATE,
+        }
+    }
+}
+
+/// Takes all rights on files away but those that `rules` leave, and, where the kernel knows how, TCP (making
+/// connections stays when `connect` says so) and signals to others. Concerns the calling thread and those that it
+/// starts. Returns the version of Landlock that did it, and the paths that are not there.
+pub(crate) fn landlock<'a>(rules: &[(&'a Path, Access)], connect: bool) -> io::Result<(i64, Vec<&'a Path>)> {
     /// `LANDLOCK_CREATE_RULESET_VERSION`, `LANDLOCK_RULE_PATH_BENEATH`.
     const VERSION: libc::c_uint = 1;
     const PATH_BENEATH: libc::c_uint = 1;
@@ -274,7 +304,7 @@ pub(crate) fn landlock(readable: &[&str]) -> io::Result<i64> {
         _ => 0xffff,
     };
     // Files; TCP bind and connect; abstract sockets and signals.
-    let handled: [u64; 3] = [files, 3, 3];
+    let handled: [u64; 3] = [files, if connect { 1 } else { 3 }, 3];
     let octets: usize = match version {
         ..4 => 8,
         4 | 5 => 16,
@@ -284,15 +314,17 @@ pub(crate) fn landlock(readable: &[&str]) -> io::Result<i64> {
     let made = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, handled.as_ptr(), octets, 0) };
     let made = RawFd::try_from(made).ok().filter(|made| *made >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel just made it for us.
-    let rules = unsafe { OwnedFd::from_raw_fd(made) };
-    for path in readable {
+    let ruleset = unsafe { OwnedFd::from_raw_fd(made) };
+    let mut absent = Vec::new();
+    for &(path, access) in rules {
         let Ok(open) =
-            rustix::fs::open(*path, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+            rustix::fs::open(path, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
         else {
+            absent.push(path);
             continue;
         };
         let folder = rustix::fs::fstat(&open)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
-        let access = if folder { EXECUTE | READ_FILE | READ_DIR } else { READ_FILE };
+        let access = access.bits(folder) & files;
         // struct landlock_path_beneath_attr is packed: u64, then s32.
         let mut rule = [0u8; 12];
         let (head, tail) = rule.split_at_mut(8);
@@ -300,16 +332,26 @@ pub(crate) fn landlock(readable: &[&str]) -> io::Result<i64> {
         tail.copy_from_slice(&open.as_raw_fd().to_ne_bytes());
         // SAFETY: the rule has the kernel's layout and lives during the call, as do both descriptors.
         let added =
-            unsafe { libc::syscall(libc::SYS_landlock_add_rule, rules.as_raw_fd(), PATH_BENEATH, rule.as_ptr(), 0) };
+            unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), PATH_BENEATH, rule.as_ptr(), 0) };
         if added != 0 {
             return Err(io::Error::last_os_error());
         }
     }
     // SAFETY: numbers only.
-    if unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) } != 0 {
+    if unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(version)
+    Ok((version, absent))
+}
+
+/// One heap for all threads. The C library would reserve 128 MiB of addresses for each thread that allocates,
+/// which a limit of memory counts.
+pub(crate) fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number inside of the C library, under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Raises the soft limit of open descriptors to the hard one and returns it.

@@ -122,14 +122,14 @@ pub enum LoadError {
         /// What there is.
         known: Vec<MechanismName>,
     },
-    /// It cannot run inside of a worker.
-    NotInline {
+    /// It cannot run where it was put, or not on the terms that it was given.
+    Unfit {
         /// The mechanism.
         name: MechanismName,
         /// Its library.
         origin: PathBuf,
-        /// What it declares.
-        cause: &'static str,
+        /// Why not.
+        unfit: Unfit,
     },
     /// Its settings are wrong.
     Settings {
@@ -140,6 +140,32 @@ pub enum LoadError {
         /// What is wrong, often in the mechanism's own words.
         cause: String,
     },
+}
+
+/// Why a mechanism does not fit where it was put. Shown with the remedy, like `needs …; write …`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// Its steps may take long, which an event loop cannot wait for.
+    Offloads,
+    /// It says itself who somebody is, and the operator has not said that it is to be believed.
+    SelfAsserts,
+    /// It needs an effect that this host has never heard of.
+    LaterMinor,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Offloads => {
+                "may take long (OFFLOAD), and a worker waits for nobody; write runner = \"process\" in its [[plugins.library]]"
+            }
+            Self::SelfAsserts => {
+                "says itself who somebody is (SELF_ASSERTS); if it is to be believed, write self_asserts = true in its \
+                 [[plugins.library]]"
+            }
+            Self::LaterMinor => "needs an effect of a later ABI minor; take a later release of this program",
+        })
+    }
 }
 
 impl fmt::Display for LoadError {
@@ -214,9 +240,7 @@ impl fmt::Display for LoadError {
                 known.iter().try_for_each(|name| write!(f, " {name}"))?;
                 f.write_str("; name its plugin under plugins.load")
             }
-            Self::NotInline { name, origin, cause } => {
-                write!(f, "{}: {name} {cause}, which runner = \"inline\" does not do", origin.display())
-            }
+            Self::Unfit { name, origin, unfit } => write!(f, "{}: {name} {unfit}", origin.display()),
             Self::Settings { name, origin, cause } => {
                 write!(f, "mechanism {name} ({}): {cause}", origin.display())
             }

@@ -9,14 +9,14 @@
 //!
 //! The supervisor executes nothing of a plugin; the worker opens no file. A library is never unmapped. What a
 //! mechanism answers is numbers and offsets until `adapter` has checked them: an unknown action, an offset out
-//! of bounds, an effect that was not declared or an identity that it asserts itself becomes an internal failure
-//! of that exchange. Mechanisms that compute for long (OFFLOAD) are refused in a worker: they need a process of
-//! their own, which has the same registry and answers over links ([`Host`]); the worker then holds a
+//! of bounds or an effect that was not declared becomes an internal failure of that exchange. An identity that it
+//! asserts itself is passed on as such, and the session judges it. Mechanisms that may take long (OFFLOAD) are refused
+//! in a worker: they need a process of their own, which has the same registry and answers over links ([`Host`]); the worker then holds a
 //! [`RemoteLibrary`] and nothing of the library itself. Faults are counted per mechanism ([`Fault`]); too many
 //! within a minute put it into quarantine.
 //!
 //! ```no_run
-//! use plugin_host::{Demands, Registry, resolve, vet};
+//! use plugin_host::{Demands, Registry, Terms, resolve, vet};
 //! use sasl::MechanismName;
 //!
 //! # fn main() -> Result<(), plugin_host::LoadError> {
@@ -24,7 +24,7 @@
 //! let vetted = vet(&found.path, &Demands { ownership: found.ownership(), sha256: None })?;
 //!
 //! let mut registry = Registry::new();
-//! registry.load("standard", vetted.fd, &vetted.path)?;
+//! registry.load("standard", vetted.fd, &vetted.path, Terms::default())?;
 //! let plain = registry.mechanism(&MechanismName::parse(b"PLAIN").expect("a name"), "")?;
 //! assert_eq!(plain.traits().state_octets, 0);
 //! # Ok(())
@@ -44,11 +44,11 @@ mod resolve;
 mod serve;
 mod vet;
 
-pub use error::LoadError;
+pub use error::{LoadError, Unfit};
 pub use ffi::{Entry, LogLine};
 pub use gate::{Complain, Complaint, Fault};
 pub use note::{Note, PanicStrategy};
-pub use registry::{Listed, ListedMechanism, Registry, flatten};
+pub use registry::{Listed, ListedMechanism, Registry, Terms, flatten};
 pub use remote::{Remote, RemoteLibrary};
 pub use resolve::{Found, resolve};
 pub use serve::{Host, STEP_MS_MAX};

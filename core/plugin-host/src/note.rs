@@ -2,7 +2,7 @@
 //!
 //! A file comes from who knows where: everything is bounded and checked, and nothing of it is executed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use object::Endianness;
@@ -44,6 +44,10 @@ pub struct Note {
     pub mechanisms: BTreeMap<MechanismName, Vec<String>>,
     /// Its credential back ends.
     pub backends: Vec<String>,
+    /// Which of its mechanisms say themselves who somebody is; `None`: the note does not tell.
+    pub self_asserts: Option<BTreeSet<MechanismName>>,
+    /// Which of its mechanisms may take long; `None`: the note does not tell.
+    pub offloads: Option<BTreeSet<MechanismName>>,
 }
 
 /// A library as read from its file.
@@ -131,6 +135,14 @@ impl Note {
             let parsed = parsed.ok_or_else(|| format!("its note has the mechanism name {name:?}"))?;
             mechanisms.insert(parsed, strings(needs)?);
         }
+        let some_of = |listed: &Value| -> Result<BTreeSet<MechanismName>, String> {
+            let names = strings(listed)?;
+            let known = |name: &String| {
+                let parsed = MechanismName::parse(name.as_bytes()).filter(|parsed| mechanisms.contains_key(parsed));
+                parsed.ok_or_else(|| format!("its note says something of {name:?}, which is no mechanism of its"))
+            };
+            names.iter().map(known).collect()
+        };
         Ok(Note {
             abi: (number(major)?, number(minor)?),
             id: text("id")?,
@@ -142,8 +154,10 @@ impl Note {
                 "none" => PanicStrategy::None,
                 other => return Err(format!("its note has panic {other:?}")),
             },
-            mechanisms,
             backends: json.get("backends").map(strings).transpose()?.unwrap_or_default(),
+            self_asserts: json.get("self_asserts").map(some_of).transpose()?,
+            offloads: json.get("offloads").map(some_of).transpose()?,
+            mechanisms,
         })
     }
 }
@@ -183,6 +197,8 @@ mod tests {
             ("[\"FETCH_KEY\"]", "7"),
             ("}}", "}"),
             ("\"2\"", "\"\\n\""),
+            ("{\"abi", "{\"self_asserts\":[\"X-B\"],\"abi"),
+            ("{\"abi", "{\"offloads\":7,\"abi"),
         ] {
             assert!(Note::parse(GOOD.replace(from, to).as_bytes()).is_err(), "{from} → {to}");
         }

@@ -13,7 +13,7 @@ use crate::adapter::Inline;
 use crate::ffi::{self, Bound, Entry, Library, LogLine, OpenError};
 use crate::gate::{Complain, Gate};
 use crate::note::{self, Note, PanicStrategy};
-use crate::{LoadError, resolve};
+use crate::{LoadError, Unfit, resolve};
 
 /// The loaded libraries. Mechanisms made from it outlive it; a library is told goodbye when the last of both
 /// is gone, and stays mapped.
@@ -26,6 +26,16 @@ pub struct Registry {
 struct Loaded {
     library: Arc<Library>,
     origin: PathBuf,
+    terms: Terms,
+}
+
+/// On what terms a library is taken in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// This process does nothing else: its mechanisms may take long (OFFLOAD).
+    pub process: bool,
+    /// The operator believes it who somebody is (SELF_ASSERTS).
+    pub self_asserts: bool,
 }
 
 /// A loaded library, for people.
@@ -67,7 +77,7 @@ impl Registry {
 
     /// Takes a library into this process. `fd` is the sealed copy that [`vet`](crate::vet) made, here or in
     /// the supervisor; `origin` is the file that it was made from, for messages.
-    pub fn load(&mut self, id: &str, fd: OwnedFd, origin: &Path) -> Result<(), LoadError> {
+    pub fn load(&mut self, id: &str, fd: OwnedFd, origin: &Path, terms: Terms) -> Result<(), LoadError> {
         if !resolve::is_id(id) {
             return Err(LoadError::BadId { id: id.to_owned() });
         }
@@ -98,21 +108,12 @@ impl Registry {
             OpenError::Handshake(cause) => LoadError::Handshake { origin: at(), cause },
         })?;
         compare(&note, &library).map_err(|cause| LoadError::Handshake { origin: at(), cause })?;
-        self.loaded.push(Loaded { library: Arc::new(library), origin: at() });
+        self.loaded.push(Loaded { library: Arc::new(library), origin: at(), terms });
         Ok(())
     }
 
     /// A mechanism with its settings, a JSON object (empty text: none). Each listener may have its own.
     pub fn mechanism(&self, name: &MechanismName, settings: &str) -> Result<Arc<dyn Mechanism>, LoadError> {
-        self.make(name, settings, false)
-    }
-
-    /// The same in a process that does nothing else: the mechanism may compute for long (OFFLOAD).
-    pub fn process_mechanism(&self, name: &MechanismName, settings: &str) -> Result<Arc<dyn Mechanism>, LoadError> {
-        self.make(name, settings, true)
-    }
-
-    fn make(&self, name: &MechanismName, settings: &str, process: bool) -> Result<Arc<dyn Mechanism>, LoadError> {
         let Some((loaded, index)) = self.find(name) else {
             let known = self.loaded.iter().flat_map(|loaded| loaded.library.mechanisms.iter().map(|m| m.name));
             return Err(LoadError::UnknownMechanism { name: *name, known: known.collect() });
@@ -120,17 +121,19 @@ impl Registry {
         let Some(declared) = loaded.library.mechanisms.get(index) else {
             return Err(LoadError::UnknownMechanism { name: *name, known: vec![] });
         };
-        let cause = if !process && declared.flags & (mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD) != 0 {
-            Some("computes too much for an event loop (OFFLOAD)")
-        } else if declared.flags & mech_flag::SELF_ASSERTS != 0 {
-            Some("proves identities itself (SELF_ASSERTS)")
+        let Terms { process, self_asserts } = loaded.terms;
+        let has = |flags| declared.flags & flags != 0;
+        let unfit = if !process && has(mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD) {
+            Some(Unfit::Offloads)
+        } else if !self_asserts && has(mech_flag::SELF_ASSERTS) {
+            Some(Unfit::SelfAsserts)
         } else if declared.needs & !ffi::EFFECTS != 0 {
-            Some("needs an effect of a later ABI minor")
+            Some(Unfit::LaterMinor)
         } else {
             None
         };
-        if let Some(cause) = cause {
-            return Err(LoadError::NotInline { name: *name, origin: loaded.origin.clone(), cause });
+        if let Some(unfit) = unfit {
+            return Err(LoadError::Unfit { name: *name, origin: loaded.origin.clone(), unfit });
         }
         let wrong = |cause| LoadError::Settings { name: *name, origin: loaded.origin.clone(), cause };
         let (json, entries) = flatten(settings).map_err(wrong)?;
@@ -192,6 +195,15 @@ fn compare(note: &Note, library: &Library) -> Result<(), String> {
         let bits = noted.filter_map(known).fold(0, |bits, (_, number)| bits | action::need(*number));
         if bits != declared.needs & ffi::EFFECTS {
             return Err(format!("its note and its descriptor differ about what {} needs", declared.name));
+        }
+        for (noted, flags, what) in [
+            (&note.self_asserts, mech_flag::SELF_ASSERTS, "SELF_ASSERTS"),
+            (&note.offloads, mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD, "OFFLOAD"),
+        ] {
+            let declares = declared.flags & flags != 0;
+            if noted.as_ref().is_some_and(|noted| noted.contains(&declared.name) != declares) {
+                return Err(format!("its note and its descriptor differ about {what} of {}", declared.name));
+            }
         }
     }
     Ok(())

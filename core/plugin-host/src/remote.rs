@@ -19,6 +19,7 @@ pub struct RemoteLibrary {
     pub id: String,
     /// Its number among the runners of this worker.
     pub runner: Runner,
+    self_asserts: bool,
     /// What its note lists.
     pub mechanisms: Vec<Arc<Remote>>,
 }
@@ -35,10 +36,17 @@ pub struct Remote {
 }
 
 impl RemoteLibrary {
-    /// A library with these mechanisms, none of them described yet.
-    pub fn new(id: &str, runner: Runner, names: &[MechanismName], complain: Option<Complain>) -> Self {
+    /// A library with these mechanisms, none of them described yet. `self_asserts`: the operator believes it who
+    /// somebody is.
+    pub fn new(
+        id: &str,
+        runner: Runner,
+        names: &[MechanismName],
+        self_asserts: bool,
+        complain: Option<Complain>,
+    ) -> Self {
         let mechanisms = names.iter().map(|name| Arc::new(Remote::new(*name, runner, complain.clone()))).collect();
-        Self { id: id.to_owned(), runner, mechanisms }
+        Self { id: id.to_owned(), runner, self_asserts, mechanisms }
     }
 
     /// What its process says. A mechanism that it does not have, or that breaks the bounds of the ABI, is
@@ -46,6 +54,7 @@ impl RemoteLibrary {
     pub fn describe(&self, description: &Description<'_>) {
         for mechanism in &self.mechanisms {
             let described = description.mechanisms.iter().find(|one| one.name == mechanism.name.as_str());
+            let described = described.filter(|one| self.self_asserts || one.flags & flag::SELF_ASSERTS == 0);
             mechanism.describe(described.and_then(traits));
         }
     }
@@ -126,8 +135,7 @@ fn traits(described: &Described<'_>) -> Option<Traits> {
     let permitted = (1..=abi::MESSAGE_MAX).contains(&described.message_octets_max)
         && described.output_octets_max <= abi::OUTPUT_MAX + abi::DIAG_MAX
         && (1..=abi::STEPS_MAX).contains(&described.steps_max)
-        && described.strength <= 100
-        && described.flags & flag::SELF_ASSERTS == 0;
+        && described.strength <= 100;
     permitted.then_some(Traits {
         flags: described.flags,
         needs: described.needs,
@@ -154,7 +162,7 @@ mod tests {
     #[test]
     fn traits_are_what_was_said_last_within_bounds() {
         let name = MechanismName::parse(b"X-A").unwrap();
-        let library = RemoteLibrary::new("a", Runner(0), &[name], None);
+        let library = RemoteLibrary::new("a", Runner(0), &[name], false, None);
         let remote = &library.mechanisms[0];
         assert!(!remote.is_available());
         let say = |strength, message_octets_max| {

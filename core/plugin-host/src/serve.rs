@@ -17,7 +17,7 @@ use sasl::{
     Step,
 };
 
-use crate::{LoadError, Registry};
+use crate::{LoadError, LogLine, Registry, Unfit};
 
 /// Longest step.
 pub const STEP_MS_MAX: u32 = 1000;
@@ -31,6 +31,8 @@ const PACKETS_PER_TURN: usize = 16;
 /// The mechanisms of this process and who uses them.
 pub struct Host {
     registry: Registry,
+    /// Our own, for the log.
+    words: Vec<LogLine>,
     mechanisms: HashMap<MechanismName, Arc<dyn Mechanism>>,
     description: Vec<u8>,
     peers: Vec<Peer>,
@@ -74,13 +76,21 @@ impl Drop for Exchange {
 }
 
 impl Host {
-    /// Makes every mechanism of the loaded libraries ready.
-    pub fn new(registry: Registry) -> Result<Self, LoadError> {
+    /// Makes every mechanism of the loaded libraries ready, with settings that `settings` has for its name. One that
+    /// is not believed ([`Unfit::SelfAsserts`]) is left out, with a word to the log.
+    pub fn new(registry: Registry, settings: impl Fn(&MechanismName) -> String) -> Result<Self, LoadError> {
         let mut mechanisms = HashMap::new();
         let listed = registry.list();
-        let mut described = Vec::new();
+        let (mut described, mut words) = (Vec::new(), Vec::new());
         for one in listed.iter().flat_map(|library| &library.mechanisms) {
-            mechanisms.insert(one.name, registry.process_mechanism(&one.name, "")?);
+            match registry.mechanism(&one.name, &settings(&one.name)) {
+                Ok(mechanism) => drop(mechanisms.insert(one.name, mechanism)),
+                Err(error @ LoadError::Unfit { unfit: Unfit::SelfAsserts, .. }) => {
+                    words.push(LogLine { level: 2, text: error.to_string() });
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             described.push(Described {
                 name: one.name.as_str(),
                 flags: one.traits.flags,
@@ -97,7 +107,7 @@ impl Host {
         let octets = mechanisms.values().map(|mechanism| mechanism.traits().output_octets_max).max();
         let scratch = Secret::new(vec![0; octets.unwrap_or_default()]);
         let (peers, packet) = (Vec::new(), Vec::new());
-        Ok(Self { registry, mechanisms, description, peers, exchanges: 0, scratch, packet })
+        Ok(Self { registry, words, mechanisms, description, peers, exchanges: 0, scratch, packet })
     }
 
     /// A shard of a worker is there; it is told what there is.
@@ -246,8 +256,9 @@ impl Host {
     }
 
     /// What the library had to say goes to whoever is here.
-    fn tell_log(&self, peer: &mut Peer) {
-        for (_, line) in self.registry.take_log() {
+    fn tell_log(&mut self, peer: &mut Peer) {
+        let said = self.registry.take_log().into_iter().map(|(_, line)| line);
+        for line in self.words.drain(..).chain(said) {
             // A line that finds no room is lost; nothing depends on it.
             let _ = peer.outbox.push(wire::WORDS, line.level.unsigned_abs().into(), |to| {
                 to.extend_from_slice(line.text.as_bytes());

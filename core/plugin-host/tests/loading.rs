@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Answer, Exchange, bundled, compile, load, name, probe};
-use plugin_host::{LoadError, Registry, inspect};
+use plugin_host::{LoadError, Registry, Terms, inspect};
 use sasl::{EffectKind, FailureClass, Proof, Status};
 
 fn internal(answer: Answer) -> String {
@@ -234,8 +234,12 @@ fn what_needs_a_process_of_its_own_is_refused() {
         let mut registry = Registry::new();
         load(&mut registry, "bad", &path).unwrap();
         let error = registry.mechanism(&name("X-BAD"), "").map(|_| ()).unwrap_err();
-        assert!(matches!(error, LoadError::NotInline { .. }), "{error}");
+        assert!(matches!(error, LoadError::Unfit { .. }), "{error}");
         assert!(error.to_string().contains(word), "{error}");
+        // What the operator can do about it is to permit it.
+        let mut registry = Registry::new();
+        load_on(&mut registry, "bad", &path, Terms { process: true, self_asserts: true }).unwrap();
+        assert!(registry.mechanism(&name("X-BAD"), "").is_ok(), "{flag}");
     }
 }
 
@@ -304,13 +308,13 @@ fn inspecting_executes_nothing() {
     let demands = plugin_host::Demands { ownership: plugin_host::Ownership::Relaxed, sha256: None };
     let vetted = plugin_host::vet(&path, &demands).unwrap();
     assert!(!trace.exists(), "inspecting or vetting ran its constructor");
-    Registry::new().load("bad", vetted.fd, &path).unwrap();
+    Registry::new().load("bad", vetted.fd, &path, Terms::default()).unwrap();
     assert!(trace.exists(), "the constructor would have left a trace");
 }
 
 #[test]
 fn only_sealed_copies_are_loaded() {
     let file = std::fs::File::open(bundled("standard")).unwrap();
-    let error = Registry::new().load("standard", file.into(), &bundled("standard")).unwrap_err();
+    let error = Registry::new().load("standard", file.into(), &bundled("standard"), Terms::default()).unwrap_err();
     assert!(matches!(error, LoadError::Unsealed { .. }), "{error}");
 }

@@ -13,7 +13,7 @@ use plugin_host::{Host, Registry};
 fn host() -> (Host, Link) {
     let mut registry = Registry::new();
     load(&mut registry, "standard", &bundled("standard")).unwrap();
-    let mut host = Host::new(registry).unwrap();
+    let mut host = Host::new(registry, |_| String::new()).unwrap();
     let (here, there) = Link::pair().unwrap();
     host.add(there);
     (host, here)

@@ -4,16 +4,18 @@
 //! supervisor, in `check`, and in every child that is handed the text. What needs a look at the host
 //! (files, ports, libraries) is in `check.rs`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use link::grant::{BadGrant, Grants};
 use smtp::listener::{AuthOffer, Role, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
 
 use crate::report::Report;
-use crate::values::{self, Table, Value, Values};
+use crate::values::{self, MechanismSettings, Table, Value, Values};
 
 /// A whole configuration.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub struct Config {
     pub users: Users,
     /// `[plugins]`.
     pub plugins: Plugins,
+    /// `[mechanism.NAME]`.
+    pub mechanisms: BTreeMap<String, MechanismSettings>,
     /// `[spool]`.
     pub spool: Spool,
     /// `[[route]]`.
@@ -201,6 +205,17 @@ pub struct PluginLibrary {
     pub process: Option<bool>,
     /// The only content that is loaded.
     pub sha256: Option<[u8; 32]>,
+    /// What it may have beside computing.
+    pub grants: Grants,
+    /// Whether it is believed who somebody is.
+    pub self_asserts: bool,
+}
+
+impl Config {
+    /// The settings of a mechanism, a JSON object; empty when there are none.
+    pub fn settings(&self, mechanism: &str) -> &str {
+        self.mechanisms.get(mechanism).map_or("", |settings| &settings.json)
+    }
 }
 
 impl Plugins {
@@ -214,6 +229,16 @@ impl Plugins {
     /// The pinned content of a library.
     pub fn sha256(&self, id: &str) -> Option<[u8; 32]> {
         self.libraries.iter().find(|library| library.id == id)?.sha256
+    }
+
+    /// What a library may have beside computing.
+    pub fn grants(&self, id: &str) -> Grants {
+        self.libraries.iter().find(|library| library.id == id).map(|library| library.grants.clone()).unwrap_or_default()
+    }
+
+    /// Whether a library is believed who somebody is.
+    pub fn self_asserts(&self, id: &str) -> bool {
+        self.libraries.iter().any(|library| library.id == id && library.self_asserts)
     }
 }
 
@@ -511,6 +536,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             load: top.words("plugins.load"),
             libraries,
         },
+        mechanisms: values.mechanisms.clone(),
         spool: Spool {
             path: top.path("spool.path").unwrap_or_else(|| state_dir.join("spool")),
             segment: top.count("spool.segment"),
@@ -614,7 +640,17 @@ fn plugin_library(table: &Table, base: &Path, report: &mut Report) -> Option<Plu
             }
         },
     };
-    Some(PluginLibrary { written: table.clone(), id, process, sha256 })
+    let words = read.words("plugins.library[].grant");
+    let grants = match Grants::parse(words.iter().map(String::as_str)) {
+        Ok(grants) => grants,
+        Err(BadGrant { index, cause, remedy }) => {
+            let span = Some(table.element("plugins.library[].grant", index));
+            report.error(span, "plugins.library.grant", cause, remedy);
+            return None;
+        }
+    };
+    let self_asserts = read.flag("plugins.library[].self_asserts");
+    Some(PluginLibrary { written: table.clone(), id, process, sha256, grants, self_asserts })
 }
 
 /// A required text; says so when it is missing (not when it was written and is wrong).
@@ -896,6 +932,14 @@ fn contradictions(config: &Config, report: &mut Report) {
         if !config.plugins.load.contains(id) {
             let remedy = format!("add \"{id}\" to plugins.load, or take the table out");
             report.error(span(), key, format!("{id:?} is not in plugins.load"), remedy);
+        }
+        if !library.grants.is_empty() && !config.plugins.is_process(id) {
+            report.error(
+                Some(library.written.span("plugins.library[].grant")),
+                "plugins.library.grant",
+                format!("{id:?} runs inside of the workers, which have no files and no network to give"),
+                "write runner = \"process\" beside it",
+            );
         }
     }
     for (index, route) in config.routes.iter().enumerate() {

@@ -26,7 +26,9 @@ pub fn build(
                 offered.push(Arc::clone(mechanism) as Arc<dyn sasl::Mechanism>);
                 continue;
             }
-            offered.push(registry.mechanism(&name, "").map_err(|error| told(error.to_string()))?);
+            offered.push(
+                registry.mechanism(&name, config.settings(name.as_str())).map_err(|error| told(error.to_string()))?,
+            );
         }
     }
     let limits = &config.limits;

@@ -146,6 +146,11 @@ pub const SECTIONS: &[Section] = &[
         help: "How one library is run. Libraries without such a table run as their defaults say. Repeat the table for \
                each one.",
     },
+    Section {
+        path: "mechanism",
+        help: "Settings of mechanisms, a table for each: `[mechanism.GSSAPI]`. Which keys there are is the library's \
+               affair, `portreeve plugin inspect` and its documents tell.",
+    },
     Section { path: "spool", help: "Where accepted mail is kept until it is handed on." },
     Section {
         path: "route[]",
@@ -596,6 +601,24 @@ pub const OPTIONS: &[Opt] = &[
                that are under way in it, and a changed file is taken over without a new generation of workers. \
                `inline`: inside of the workers, where a fault of the library is the worker's.",
         example: "\"process\"",
+    },
+    Opt {
+        path: "plugins.library[].grant",
+        kind: Kind::Words,
+        default: Default::Is("[]"),
+        reload: Reload::Command,
+        help: "What a library in a process of its own may have beside computing: `net` (connections to others), \
+               `read:PATH` and `write:PATH` (a file, or everything below a folder).",
+        example: "[\"net\", \"read:/etc/krb5.conf\", \"write:/var/tmp\"]",
+    },
+    Opt {
+        path: "plugins.library[].self_asserts",
+        kind: Kind::Flag,
+        default: Default::Is("false"),
+        reload: Reload::Command,
+        help: "Believe this library when it says who somebody is, without a proof that the server could check: \
+               Kerberos works so. Without it its mechanisms of this kind are not offered.",
+        example: "true",
     },
     Opt {
         path: "plugins.library[].sha256",

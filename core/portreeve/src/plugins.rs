@@ -3,13 +3,15 @@
 
 mod author;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use plugin_host::{Complain, Demands, Note, Registry, Vetted};
+use link::grant::Grants;
+use plugin_host::{Complain, Demands, Note, Registry, Terms, Unfit, Vetted};
+use sasl::MechanismName;
 use serde_json::Value;
 use smtp::listener::AuthOffer;
 
@@ -34,12 +36,22 @@ pub struct Library {
     pub sha256: [u8; 32],
     /// It runs in a process of its own.
     pub process: bool,
+    /// What it may have beside computing.
+    pub grants: Grants,
+    /// It is believed who somebody is.
+    pub self_asserts: bool,
 }
 
 impl Library {
     /// The names of its mechanisms.
     pub fn mechanisms(&self) -> Vec<String> {
         self.note.mechanisms.keys().map(|name| name.as_str().to_owned()).collect()
+    }
+
+    /// Everything that the configuration says of it: a process that runs under other terms is another one.
+    pub fn terms(&self, config: &Config) -> String {
+        let settings = self.mechanisms().iter().map(|name| config.settings(name).to_owned()).collect::<Vec<_>>();
+        format!("{} self_asserts={} {}", self.grants, self.self_asserts, settings.join(" "))
     }
 }
 
@@ -58,7 +70,8 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
                     report.warning(span.clone(), "plugins.load", remark, remedy);
                 }
                 let process = config.plugins.is_process(id);
-                libraries.push(Library { id: id.clone(), path, fd, note, sha256, process });
+                let (grants, self_asserts) = (config.plugins.grants(id), config.plugins.self_asserts(id));
+                libraries.push(Library { id: id.clone(), path, fd, note, sha256, process, grants, self_asserts });
             }
             Err(error) => {
                 let (cause, remedy) = halves(&error);
@@ -70,6 +83,9 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
     if failed {
         return None;
     }
+    for library in &libraries {
+        about_terms(config, library, report);
+    }
     let mut offered: BTreeMap<&str, &str> = BTreeMap::new();
     for library in &libraries {
         for mechanism in library.note.mechanisms.keys() {
@@ -79,6 +95,11 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
                 failed = true;
             }
         }
+    }
+    for (name, settings) in config.mechanisms.iter().filter(|(name, _)| !offered.contains_key(name.as_str())) {
+        let (key, cause) = (format!("mechanism.{name}"), format!("no loaded library has the mechanism {name}"));
+        report.error(Some(settings.span.clone()), key, cause, "load the library that has it, or take the table out");
+        failed = true;
     }
     for listener in config.listeners.iter().filter(|listener| listener.auth != AuthOffer::Off) {
         for (index, name) in listener.mechanisms.iter().enumerate() {
@@ -101,12 +122,47 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
     (!failed).then_some(libraries)
 }
 
+/// What a library says of itself, held against what the configuration says of it.
+fn about_terms(config: &Config, library: &Library, report: &mut Report) {
+    let table = config.plugins.libraries.iter().find(|table| table.id == library.id);
+    let table = table.map(|table| &table.written);
+    let span =
+        |option: &str| Some(table.map_or_else(|| config.written.span("plugins.load"), |table| table.span(option)));
+    let wanted = |name: &MechanismName| {
+        let mut listeners = config.listeners.iter().filter(|listener| listener.auth != AuthOffer::Off);
+        listeners.any(|listener| listener.mechanisms.iter().any(|listed| listed == name.as_str()))
+    };
+    let mut unfit = |names: &Option<BTreeSet<MechanismName>>, option: &str, why: Unfit| {
+        for name in names.iter().flatten().filter(|name| wanted(name)) {
+            let (cause, remedy) = halves(&format!("{name} of {:?} {why}", library.id));
+            report.error(
+                span(&format!("plugins.library[].{option}")),
+                format!("plugins.library.{option}"),
+                cause,
+                remedy,
+            );
+        }
+    };
+    if !library.process {
+        unfit(&library.note.offloads, "runner", Unfit::Offloads);
+    }
+    if !library.self_asserts {
+        unfit(&library.note.self_asserts, "self_asserts", Unfit::SelfAsserts);
+    }
+    let Grants { read, write, .. } = &library.grants;
+    for path in read.iter().chain(write).filter(|path| !path.exists()) {
+        let cause = format!("{}: is not there, so nothing is granted", path.display());
+        report.warning(span("plugins.library[].grant"), "plugins.library.grant", cause, "make it, or grant its folder");
+    }
+}
+
 /// Which of our own libraries has a mechanism.
 fn bundled_in(mechanism: &str) -> Option<&'static str> {
     match mechanism {
         "PLAIN" | "LOGIN" | "EXTERNAL" | "OAUTHBEARER" | "XOAUTH2" => Some("standard"),
         _ if mechanism.starts_with("SCRAM-SHA-") => Some("standard"),
         "CRAM-MD5" | "DIGEST-MD5" | "ANONYMOUS" => Some("legacy"),
+        "GSSAPI" => Some("gssapi"),
         _ => None,
     }
 }
@@ -119,13 +175,13 @@ fn vet(id: &str, path: &[PathBuf], sha256: Option<[u8; 32]>) -> Result<Vetted, S
 
 /// Loads vetted libraries into this process.
 pub fn load(
-    libraries: impl IntoIterator<Item = (String, OwnedFd, PathBuf)>,
+    libraries: impl IntoIterator<Item = (String, OwnedFd, PathBuf, Terms)>,
     complain: Option<Complain>,
 ) -> Result<Registry, String> {
     let mut registry = Registry::new();
     complain.into_iter().for_each(|complain| registry.on_fault(complain));
-    for (id, fd, origin) in libraries {
-        registry.load(&id, fd, &origin).map_err(|error| error.to_string())?;
+    for (id, fd, origin, terms) in libraries {
+        registry.load(&id, fd, &origin, terms).map_err(|error| error.to_string())?;
     }
     Ok(registry)
 }
@@ -134,7 +190,8 @@ pub fn load(
 pub fn load_here(libraries: &[Library]) -> Result<Registry, String> {
     let copies = libraries.iter().map(|library| {
         let fd = library.fd.try_clone().map_err(|error| format!("{}: {error}", library.path.display()))?;
-        Ok((library.id.clone(), fd, library.path.clone()))
+        let terms = Terms { process: library.process, self_asserts: library.self_asserts };
+        Ok((library.id.clone(), fd, library.path.clone(), terms))
     });
     load(copies.collect::<Result<Vec<_>, String>>()?, None)
 }
@@ -177,6 +234,12 @@ fn list(libraries: &[Library], running: &Value) -> String {
             &hex(&library.sha256)[..12],
             library.path.display()
         );
+        if !library.grants.is_empty() {
+            let _ = writeln!(to, "  granted: {}", library.grants);
+        }
+        if library.self_asserts {
+            let _ = writeln!(to, "  believed who somebody is (self_asserts)");
+        }
         let editions = running["libraries"].as_array().into_iter().flatten();
         for edition in editions.filter(|edition| edition["id"] == library.id) {
             to.push_str(&client::edition(edition));
@@ -197,11 +260,15 @@ fn hex(octets: &[u8]) -> String {
 /// For programs.
 fn inspected(found: &plugin_host::Inspection) -> serde_json::Value {
     let note = &found.note;
+    let names = |some: &Option<BTreeSet<MechanismName>>| -> Value {
+        some.as_ref().map(|some| some.iter().map(|name| name.as_str()).collect()).unwrap_or(Value::Null)
+    };
     let mechanisms: serde_json::Map<_, _> =
         note.mechanisms.iter().map(|(name, needs)| (name.as_str().to_owned(), needs.clone().into())).collect();
     serde_json::json!({
         "id": note.id, "version": note.version, "abi": format!("{}.{}", note.abi.0, note.abi.1), "build": note.build,
-        "mechanisms": mechanisms, "backends": note.backends, "needs": found.needed, "octets": found.octets,
+        "mechanisms": mechanisms, "backends": note.backends,
+        "self_asserts": names(&note.self_asserts), "offloads": names(&note.offloads), "needs": found.needed, "octets": found.octets,
         "sha256": hex(&found.sha256),
     })
 }
@@ -216,6 +283,12 @@ fn inspect(found: &plugin_host::Inspection) -> String {
     for (name, needs) in &note.mechanisms {
         let needs = if needs.is_empty() { String::new() } else { format!("  needs {}", needs.join(", ")) };
         let _ = writeln!(to, "mechanism   {}{needs}", name.as_str());
+    }
+    for name in note.self_asserts.iter().flatten() {
+        let _ = writeln!(to, "asserts     {name} says itself who somebody is: needs self_asserts = true");
+    }
+    for name in note.offloads.iter().flatten() {
+        let _ = writeln!(to, "offloads    {name} may take long: needs runner = \"process\"");
     }
     for backend in &note.backends {
         let _ = writeln!(to, "back end    {backend}");

@@ -158,6 +158,7 @@ impl Program {
                 .into_iter()
                 .map(|library| Plugin {
                     mechanisms: library.mechanisms(),
+                    terms: library.terms(&config),
                     process: library.process,
                     id: library.id,
                     origin: library.path.display().to_string(),

@@ -55,6 +55,15 @@ pub struct Table {
     pub broken: BTreeSet<&'static str>,
 }
 
+/// `[mechanism.NAME]`: the library that has it knows what may stand there.
+#[derive(Clone, Debug)]
+pub struct MechanismSettings {
+    /// Where its name stands.
+    pub span: Range<usize>,
+    /// A JSON object.
+    pub json: String,
+}
+
 /// A whole file.
 #[derive(Clone, Debug, Default)]
 pub struct Values {
@@ -62,6 +71,8 @@ pub struct Values {
     pub root: Table,
     /// Repeated tables by their path, `listener[]`.
     pub repeated: BTreeMap<&'static str, Vec<Table>>,
+    /// Settings of mechanisms by their names.
+    pub mechanisms: BTreeMap<String, MechanismSettings>,
 }
 
 impl Table {
@@ -114,6 +125,9 @@ pub fn parse(report: &mut Report) -> Values {
         let mut root = Table::default();
         walk("", document.get_ref(), &mut root, &mut values.repeated, report);
         values.root = root;
+        if let Some(tables) = document.get_ref().get("mechanism") {
+            values.mechanisms = mechanisms(tables, report);
+        }
     }
     values
 }
@@ -189,10 +203,69 @@ fn walk(
                     report.error(Some(key.span()), shown, cause, remedy);
                 }
             }
-        } else {
+        } else if path != "mechanism" {
             report.error(Some(key.span()), shown, "unknown key", suggestion(prefix, key.get_ref()));
         }
     }
+}
+
+fn mechanisms(tables: &Spanned<DeValue<'_>>, report: &mut Report) -> BTreeMap<String, MechanismSettings> {
+    let mut all = BTreeMap::new();
+    let Some(table) = tables.get_ref().as_table() else {
+        let cause = format!("is {} where a table is meant", kind_name(tables.get_ref()));
+        report.error(Some(tables.span()), "mechanism", cause, "write a table for each: [mechanism.GSSAPI]");
+        return all;
+    };
+    for (key, value) in table.iter() {
+        let shown = format!("mechanism.{}", key.get_ref());
+        match (mechanism(key.get_ref()), value.get_ref().as_table()) {
+            (Ok(name), Some(_)) => match json(value) {
+                Ok(object) => {
+                    let settings = MechanismSettings { span: key.span(), json: object.to_string() };
+                    all.insert(name, settings);
+                }
+                Err(wrong) => report.error(
+                    Some(wrong.span),
+                    shown,
+                    wrong.cause,
+                    wrong.remedy.unwrap_or_else(|| "write text, whole numbers, true or false".to_owned()),
+                ),
+            },
+            (Err((cause, remedy)), _) => {
+                let remedy = remedy.unwrap_or_else(|| "write a name like GSSAPI".to_owned());
+                report.error(Some(key.span()), shown, cause, remedy);
+            }
+            (Ok(name), None) => {
+                let cause = format!("is {} where a table is meant", kind_name(value.get_ref()));
+                report.error(Some(value.span()), shown, cause, format!("write its keys below [mechanism.{name}]"));
+            }
+        }
+    }
+    all
+}
+
+/// A setting as its library gets it.
+fn json(value: &Spanned<DeValue<'_>>) -> Result<serde_json::Value, Wrong> {
+    let wrong = |cause: &str| Wrong { span: value.span(), cause: cause.to_owned(), remedy: None };
+    Ok(match value.get_ref() {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Boolean(flag) => (*flag).into(),
+        DeValue::Integer(_) => integer(value.get_ref())
+            .and_then(|number| i64::try_from(number).ok())
+            .ok_or_else(|| wrong("is no number of 64 bits"))?
+            .into(),
+        DeValue::Array(list) => list.iter().map(json).collect::<Result<Vec<_>, _>>()?.into(),
+        DeValue::Table(table) => {
+            let entry = |(key, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
+                let key: &std::borrow::Cow<'_, str> = key.get_ref();
+                Ok((key.to_string(), json(value)?))
+            };
+            serde_json::Value::Object(table.iter().map(entry).collect::<Result<_, _>>()?)
+        }
+        other @ (DeValue::Float(_) | DeValue::Datetime(_)) => {
+            return Err(wrong(&format!("is {}, which no setting is", kind_name(other))));
+        }
+    })
 }
 
 /// The static path of a repeated table, when there is one with this name.

@@ -59,13 +59,15 @@ pub struct Plugin {
     pub process: bool,
     /// The mechanisms that it offers.
     pub mechanisms: Vec<String>,
+    /// What the configuration says of it, in the program's own words: under other terms it is another edition.
+    pub terms: String,
 }
 
 impl Plugin {
     pub(crate) fn same(&self, other: &Plugin) -> bool {
         let content = |plugin: &Plugin| link::sealed::read(plugin.library.as_fd()).ok();
-        (&self.id, &self.origin, self.process) == (&other.id, &other.origin, other.process)
-            && content(self) == content(other)
+        let about = |plugin: &Plugin| (plugin.id.clone(), plugin.origin.clone(), plugin.process, plugin.terms.clone());
+        about(self) == about(other) && content(self) == content(other)
     }
 }
 

@@ -344,8 +344,13 @@ impl<H: Hooks> Supervisor<H> {
     }
 
     fn start(&mut self, role: Role, generation: u32, index: usize) -> io::Result<()> {
+        let coming = |edition: &Edition| edition.state == EditionState::Coming && edition.number as usize == index;
         let plan = match &self.pending {
             Some(pending) if role == Role::Worker && pending.workers && pending.generation == generation => {
+                Arc::clone(&pending.plan)
+            }
+            // What comes runs as it will.
+            Some(pending) if role == Role::MechanismHost && self.editions.iter().any(coming) => {
                 Arc::clone(&pending.plan)
             }
             _ => Arc::clone(&self.plan),

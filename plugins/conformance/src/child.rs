@@ -140,8 +140,11 @@ fn seal(job: &Job) -> Result<(String, OwnedFd), String> {
 
 /// As a worker does it: what is refused there is refused here.
 fn handshake(pipe: &Pipe, job: &Job, sealed: Result<(String, OwnedFd), String>) {
-    let loaded = sealed
-        .and_then(|(id, fd)| plugin_host::Registry::new().load(&id, fd, &job.file).map_err(|error| error.to_string()));
+    let loaded = sealed.and_then(|(id, fd)| {
+        plugin_host::Registry::new()
+            .load(&id, fd, &job.file, plugin_host::Terms::default())
+            .map_err(|error| error.to_string())
+    });
     match loaded {
         Ok(()) => pipe.finding("A7", "", Verdict::Pass, ""),
         Err(cause) => pipe.finding("A7", "", Verdict::Fail, cause),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use plugin_host::{Demands, LoadError, Ownership, Registry, vet};
+use plugin_host::{Demands, LoadError, Ownership, Registry, Terms, vet};
 use sasl::{
     ChannelBinding, Effect, EffectKind, Event, Facts, FailureClass, Input, KeyKind, Mechanism, MechanismName, Outcome,
     Proof, ScramKey, State, Status, Step,
@@ -48,8 +48,12 @@ pub fn compile(source: &str, output: &Path, defines: &[&str]) {
 
 /// The whole way of a file into the process.
 pub fn load(registry: &mut Registry, id: &str, path: &Path) -> Result<(), LoadError> {
+    load_on(registry, id, path, Terms::default())
+}
+
+pub fn load_on(registry: &mut Registry, id: &str, path: &Path, terms: Terms) -> Result<(), LoadError> {
     let vetted = vet(path, &Demands { ownership: Ownership::Relaxed, sha256: None })?;
-    registry.load(id, vetted.fd, &vetted.path)
+    registry.load(id, vetted.fd, &vetted.path, terms)
 }
 
 pub fn name(name: &str) -> MechanismName {

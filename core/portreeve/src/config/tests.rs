@@ -514,3 +514,30 @@ fn routes_to_next_hops() {
         assert!(shown.contains(expect), "{route}: {shown}");
     }
 }
+
+#[test]
+fn grants_consent_and_settings() {
+    let with = |text: &str| format!("{GOOD}\n[plugins]\nload = [\"standard\", \"x\"]\n{text}\n");
+    let table = "[[plugins.library]]\nid = \"x\"\n";
+    let text = format!(
+        "{table}grant = [\"net\", \"read:/etc/krb5.keytab\"]\nself_asserts = true\n\
+         [mechanism.gssapi]\nkeytab = \"/k\"\nlist = [1, true]\n"
+    );
+    let config = parse(Path::new("/etc/portreeve/portreeve.toml"), &with(&text)).0.expect("it is good");
+    assert_eq!(config.plugins.grants("x").to_string(), "net read:/etc/krb5.keytab");
+    assert!(config.plugins.self_asserts("x") && !config.plugins.self_asserts("standard"));
+    assert!(config.plugins.grants("standard").is_empty());
+    assert_eq!(config.settings("GSSAPI"), r#"{"keytab":"/k","list":[1,true]}"#);
+    assert_eq!(config.settings("PLAIN"), "");
+    for (text, expect) in [
+        (format!("{table}grant = [\"net\", \"files\"]"), "plugins.library.grant: \"files\" is no grant; write \"net\""),
+        (format!("{table}grant = [\"read:etc\"]"), "a path begins with /; write a whole path"),
+        (format!("{table}runner = \"inline\"\ngrant = [\"net\"]"), "runs inside of the workers"),
+        ("[mechanism]\ngssapi = 1".into(), "mechanism.gssapi: is a whole number where a table is meant"),
+        ("[mechanism.\"a b\"]".into(), "is no mechanism name"),
+        ("[mechanism.X]\na = 1.5".into(), "is a fraction, which no setting is"),
+    ] {
+        let shown = report(&with(&text)).render(false);
+        assert!(shown.contains(expect), "{text}: {shown}");
+    }
+}

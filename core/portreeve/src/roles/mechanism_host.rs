@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use link::sandbox::{self, Demand};
 use link::{Role, sys};
-use plugin_host::{Host, Registry};
+use plugin_host::{Host, Registry, Terms};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use supervisor::child::{Later, Peer, Startup, Supervisor};
 
@@ -55,19 +55,22 @@ fn start(startup: &mut Startup) -> Result<Host, String> {
     let config = Told::decode(&startup.configuration)?.config;
     let demand = if config.process.sandbox_required { Demand::Require } else { Demand::BestEffort };
     let libraries = std::mem::take(&mut startup.plugins);
-    let in_force = sandbox::load(demand)?;
+    let grants = libraries.first().map(|library| config.plugins.grants(&library.id)).unwrap_or_default();
+    let in_force = sandbox::load(demand, &grants, || Ok(()))?;
     startup.supervisor.sandbox(&in_force).map_err(|error| error.to_string())?;
     sys::end_after_ms(LOAD_MS_MAX);
     let mut registry = Registry::new();
     for library in libraries {
         let origin = std::path::PathBuf::from(library.origin);
-        registry.load(&library.id, library.library, &origin).map_err(|error| error.to_string())?;
+        let terms = Terms { process: true, self_asserts: config.plugins.self_asserts(&library.id) };
+        registry.load(&library.id, library.library, &origin, terms).map_err(|error| error.to_string())?;
     }
-    let host = Host::new(registry).map_err(|error| error.to_string())?;
+    let host =
+        Host::new(registry, |name| config.settings(name.as_str()).to_owned()).map_err(|error| error.to_string())?;
     sys::end_after_ms(0);
     // Whatever the library did to signals while it was opened ends here.
     sys::default_signals();
-    sandbox::serve(demand)?;
+    sandbox::serve(demand, &grants)?;
     Ok(host)
 }
 

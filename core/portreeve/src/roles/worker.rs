@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use engine::{Bounds, Deadlines, Handle, Notice, Port, Setup, Socket, Worker};
 use link::mechanism::{DESCRIPTION, Description};
 use link::{Link, Outbox, Received, Role, frames};
-use plugin_host::{Complain, Complaint, Fault, RemoteLibrary};
+use plugin_host::{Complain, Complaint, Fault, RemoteLibrary, Terms};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sasl::{Secret, flag};
 use smtp::listener::Tls;
@@ -157,13 +157,17 @@ impl Running {
         );
         let (condemn, condemned) = channel();
         let complain = complainer(condemn, bell.clone(), events.clone(), startup.slot.clone());
-        let libraries = libraries.into_iter().map(|p| (p.id, p.library, PathBuf::from(p.origin)));
+        let libraries = libraries.into_iter().map(|p| {
+            let terms = Terms { process: false, self_asserts: config.plugins.self_asserts(&p.id) };
+            (p.id, p.library, PathBuf::from(p.origin), terms)
+        });
         let registry = plugins::load(libraries, Some(complain.clone()))?;
         let runners: Vec<Arc<RemoteLibrary>> = hosted
             .iter()
             .zip(0..)
             .map(|((id, names), number)| {
-                Arc::new(RemoteLibrary::new(id, sasl::Runner(number), names, Some(complain.clone())))
+                let believed = config.plugins.self_asserts(id);
+                Arc::new(RemoteLibrary::new(id, sasl::Runner(number), names, believed, Some(complain.clone())))
             })
             .collect();
         // What they offer is known before the doors open.
