@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Answer, Exchange, bundled, compile, load, name, probe};
+use common::{Answer, Exchange, bundled, compile, load, load_on, name, probe};
 use plugin_host::{LoadError, Registry, Terms, inspect};
 use sasl::{EffectKind, FailureClass, Proof, Status};
 
