@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::{bundled, load};
 use link::mechanism::{ANSWER, Answer, DESCRIPTION, Description, Event, FINISH, Facts, STEP, Step};
 use link::{Link, Outbox, Received, frames};
-use plugin_host::{Host, Registry};
+use plugin_host::{Host, Registry, Terms};
 
 fn host() -> (Host, Link) {
     let mut registry = Registry::new();
@@ -115,7 +115,9 @@ fn offload_is_for_processes() {
     load(&mut registry, "bad", &path).unwrap();
     let refused = registry.mechanism(&common::name("X-BAD"), "").err().unwrap().to_string();
     assert!(refused.contains("OFFLOAD"), "{refused}");
-    let mut host = Host::new(registry).unwrap();
+    let mut registry = Registry::new();
+    common::load_on(&mut registry, "bad", &path, Terms { process: true, self_asserts: false }).unwrap();
+    let mut host = Host::new(registry, |_| String::new()).unwrap();
     let (here, there) = Link::pair().unwrap();
     host.add(there);
     let mut outbox = Outbox::new(1 << 20);
