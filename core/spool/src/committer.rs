@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex};
 use smtp::id::QueueId;
 
+use crate::bug::{Bug, planted};
 use crate::pool::Listener;
 use crate::segment::{
     HEADER_COPIES, Key, Kind, PAYLOAD_OCTETS_MAX, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader, SegmentHeader,
@@ -188,16 +189,20 @@ impl Log<'_> {
         if self.waiting.is_empty() {
             return;
         }
+        if planted(Bug::AcknowledgeEarly) {
+            self.tell();
+        }
         let synced = self.write().and_then(|()| match (&self.current, self.shared.options.durability) {
-            (Some(current), Durability::GroupFsync) => current.segment.file.sync(),
+            (Some(current), Durability::GroupFsync) => match current.segment.file.sync() {
+                Err(_) if planted(Bug::RetrySync) => current.segment.file.sync(),
+                synced => synced,
+            },
             _ => Ok(()),
         });
         if let Err(error) = synced {
             return self.fail(&error);
         }
-        for waiting in self.waiting.drain(..) {
-            waiting.listener.completions.done(waiting.ticket, Ok(()));
-        }
+        self.tell();
         if let Some(current) = &mut self.current {
             current.durable = current.position;
             ring(self.shared, current);
@@ -205,6 +210,13 @@ impl Log<'_> {
                 self.next_wanted = true;
                 self.shared.ahead.want();
             }
+        }
+    }
+
+    /// All who wait have what they wait for.
+    fn tell(&mut self) {
+        for waiting in self.waiting.drain(..) {
+            waiting.listener.completions.done(waiting.ticket, Ok(()));
         }
     }
 
@@ -250,6 +262,9 @@ impl Log<'_> {
         let segment = self.shared.ahead.take()?;
         self.next_wanted = false;
         let mut current = Current { segment, position: RECORDS_START, durable: RECORDS_START };
+        if planted(Bug::NoSeal) {
+            self.failed = None;
+        }
         if let Some(failed) = &self.failed {
             if let Err(error) = seal(&mut current, failed) {
                 self.shared.ahead.stop_accepting();
@@ -352,7 +367,9 @@ impl Prepared {
         file.sync()?;
         let name = names::segment(writer, sequence);
         shared.disk.rename(new, &name)?;
-        shared.disk.sync_dir(&writer.to_string())?;
+        if !planted(Bug::NoSegmentName) {
+            shared.disk.sync_dir(&writer.to_string())?;
+        }
         Ok(Self {
             writer,
             sequence,

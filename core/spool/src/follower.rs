@@ -12,6 +12,7 @@ use std::sync::Arc;
 use smtp::id::QueueId;
 
 use crate::ack::{self, Ack, AckFile, Recipients};
+use crate::bug::{Bug, planted};
 use crate::segment::{
     BadHeader, HEADER_COPIES, Item, Key, Kind, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader,
     SEGMENT_HEADER_OCTETS, Scan, SegmentHeader, Window, WriterId, decode_seal,
@@ -267,6 +268,10 @@ struct Followed {
     ignored: BTreeSet<u64>,
     /// Something was damaged: bodies that no record names may be of a message whose record is.
     damaged: bool,
+    /// All its segments are known. As long as one could not be looked at, a body may be of a message in there.
+    complete: bool,
+    /// It has a segment of a later version, whose bodies we do not know.
+    later: bool,
     swept: bool,
 }
 
@@ -363,7 +368,8 @@ impl Follower {
             && open_segment(&*self.disk, bell.writer, bell.segment, segment).is_ok()
             && let Some(file) = &segment.file
         {
-            segment.limit = bell.durable.min(file.octets().unwrap_or(0));
+            let octets = file.octets().unwrap_or(0);
+            segment.limit = if planted(Bug::ReadBeyondBell) { octets } else { bell.durable.min(octets) };
             enqueue(&mut self.work, bell.writer, bell.segment, segment);
         }
     }
@@ -567,6 +573,9 @@ impl Follower {
     /// Reads the headers of segments that are not known yet; false when something could not be read.
     fn load_segments(&mut self, writer: WriterId) -> bool {
         let folder = writer.to_string();
+        if let Some(followed) = self.writers.get_mut(&writer) {
+            followed.complete = false;
+        }
         let names = match self.disk.list(&folder) {
             Ok(names) => names,
             Err(error) => {
@@ -602,6 +611,9 @@ impl Follower {
                 }
             }
         }
+        if let Some(followed) = self.writers.get_mut(&writer) {
+            followed.complete = complete;
+        }
         complete
     }
 
@@ -624,6 +636,9 @@ impl Follower {
         let header = match header {
             Ok(header) => header,
             Err(BadHeader::Version(version)) => {
+                if let Some(followed) = self.writers.get_mut(&writer) {
+                    followed.later = true;
+                }
                 self.watch.notice(&Notice::LaterVersion { file: path, version });
                 return Ok(None);
             }
@@ -900,7 +915,8 @@ impl Follower {
             }
         }
         let Some(followed) = self.writers.get(&writer) else { return };
-        if followed.guard.is_some() && followed.segments.values().all(|segment| segment.read_out) {
+        let known = followed.complete && followed.segments.values().all(|segment| segment.read_out);
+        if followed.guard.is_some() && known {
             if !followed.swept {
                 self.sweep_bodies(writer);
             }
@@ -914,6 +930,12 @@ impl Follower {
         let disk = self.disk.clone();
         let folder = writer.to_string();
         let keep = self.segment_mut(writer, sequence).is_some_and(|segment| segment.keep);
+        if planted(Bug::AcksFirst) {
+            for generation in 0..self.segment_mut(writer, sequence).map_or(0, |segment| segment.acks_generation) {
+                disk.remove(&names::acks(writer, sequence, generation))?;
+            }
+            disk.sync_dir(&folder)?;
+        }
         if keep {
             self.move_segment(writer, sequence, "parts of it could not be read")?;
         } else {
@@ -935,9 +957,20 @@ impl Follower {
 
     /// Body files of a writer that is gone, for which no record was found: the message was never accepted.
     fn sweep_bodies(&mut self, writer: WriterId) {
+        // What an earlier life has set aside counts, too.
+        let of_writer = format!("{writer}-");
+        let set_aside = match self.disk.list(names::CORRUPT) {
+            Ok(names) => names.iter().any(|name| name.starts_with(&of_writer)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            // The next look tries again.
+            Err(error) => return self.trouble(names::CORRUPT.to_owned(), error),
+        };
         let Some(followed) = self.writers.get_mut(&writer) else { return };
         followed.swept = true;
-        let damaged = followed.damaged;
+        if followed.later {
+            return;
+        }
+        let damaged = followed.damaged || set_aside;
         let open: BTreeSet<QueueId> = followed
             .segments
             .values()

@@ -55,6 +55,7 @@
 
 mod ack;
 mod bodies;
+mod bug;
 mod committer;
 mod follower;
 mod pool;

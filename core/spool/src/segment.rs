@@ -19,6 +19,7 @@ use std::io;
 use memchr::memmem::Finder;
 use smtp::id::QueueId;
 
+use crate::bug::{Bug, planted};
 use crate::storage::File;
 
 /// First octets of a segment; the last one is the version of the format.
@@ -199,6 +200,7 @@ pub struct Key {
 impl Key {
     /// Of a segment's salt.
     pub fn new(salt: &[u8; 16]) -> Self {
+        let salt = if planted(Bug::NoSalt) { &[7; 16] } else { salt };
         let mark: [u8; 8] = at(salt, 0);
         Self { mark, seed: crc32c::crc32c(salt), finder: Finder::new(&mark).into_owned() }
     }
@@ -238,6 +240,9 @@ impl Key {
             payload_sum: u32::from_le_bytes(at(octets, 64)),
             body_sum: u32::from_le_bytes(at(octets, 68)),
         };
+        if planted(Bug::AnyOffset) {
+            return Some(RecordHeader { offset, ..header });
+        }
         (header.offset == offset).then_some(header)
     }
 
@@ -376,7 +381,7 @@ impl Scan {
             let record = window.at(file, header.offset, record_octets, limit);
             if record.len() as u64 == record_octets { record.get(RECORD_HEADER_OCTETS..) } else { None }
         };
-        let good = payload.is_some_and(|payload| key.sum(payload) == header.payload_sum);
+        let good = payload.is_some_and(|payload| key.sum(payload) == header.payload_sum || planted(Bug::TrustLength));
         self.at = header.end().min(limit.next_multiple_of(BORDER));
         Some(if good { Item::Record(header) } else { Item::BadPayload(header) })
     }
@@ -384,7 +389,7 @@ impl Scan {
     /// There should be a record at `self.at` and is none: goes to the next good header.
     fn search(&mut self, file: &dyn File, window: &mut Window, key: &Key, limit: u64, closed: bool) -> Option<Item> {
         let from = self.at;
-        let mut start = self.searched.max(from + BORDER);
+        let mut start = if planted(Bug::StopAtBad) { limit } else { self.searched.max(from + BORDER) };
         while start < limit {
             let block = window.at(file, start, READ_AHEAD, limit);
             let end = start + block.len() as u64;

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use crate::storage::{Disk, File, Guard, Room};
 
@@ -34,11 +35,18 @@ pub enum Image {
     ZeroTail,
     /// Files have their new length, and rubbish where the octets are lost.
     GarbageTail,
+    /// Files have their new length, and where the octets are lost those of another file at the same place:
+    /// blocks that were freed and given out again.
+    OldTail,
+    /// Names and lengths got through, no octet did.
+    LengthOnly,
+    /// Of everything that is pending (changes of names first, then writes), what has its bit set.
+    Exact(u64),
 }
 
 impl Image {
-    /// All kinds.
-    pub const ALL: [Self; 8] = [
+    /// All kinds but [`Image::Exact`].
+    pub const ALL: [Self; 10] = [
         Self::Lost,
         Self::Kept,
         Self::Subset,
@@ -47,7 +55,88 @@ impl Image {
         Self::Torn(4096),
         Self::ZeroTail,
         Self::GarbageTail,
+        Self::OldTail,
+        Self::LengthOnly,
     ];
+
+    /// Whether chance decides something in it.
+    pub fn is_random(self) -> bool {
+        !matches!(self, Self::Lost | Self::Kept | Self::NamesOnly | Self::LengthOnly | Self::Exact(_))
+    }
+}
+
+/// Kinds of operations, for [`SimDisk::fail`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// A file is made.
+    Create,
+    /// A folder is made.
+    MakeDir,
+    /// Octets are written.
+    Write,
+    /// A file is synced.
+    Sync,
+    /// A file gets another name.
+    Rename,
+    /// A file or folder is removed.
+    Remove,
+    /// A folder is synced.
+    SyncDir,
+    /// A file is opened.
+    Open,
+    /// Octets are read.
+    Read,
+    /// A folder is listed.
+    List,
+}
+
+impl Act {
+    /// All kinds.
+    pub const ALL: [Self; 10] = [
+        Self::Create,
+        Self::MakeDir,
+        Self::Write,
+        Self::Sync,
+        Self::Rename,
+        Self::Remove,
+        Self::SyncDir,
+        Self::Open,
+        Self::Read,
+        Self::List,
+    ];
+}
+
+/// What of a failing write is in the file nevertheless.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Written {
+    /// Nothing.
+    Nothing,
+    /// The first octet.
+    One,
+    /// The first half.
+    #[default]
+    Half,
+    /// All but the last octet.
+    AllButOne,
+}
+
+impl Written {
+    fn of(self, octets: &[u8]) -> &[u8] {
+        let length = match self {
+            Self::Nothing => 0,
+            Self::One => octets.len().min(1),
+            Self::Half => octets.len() / 2,
+            Self::AllButOne => octets.len().saturating_sub(1),
+        };
+        &octets[..length]
+    }
+}
+
+struct Fault {
+    act: Act,
+    from: u64,
+    times: u64,
+    errno: Errno,
 }
 
 /// What a broken program would do; the tests must notice.
@@ -69,12 +158,13 @@ struct State {
     changes: Vec<Change>,
     operations: u64,
     crash_at: Option<u64>,
-    syncs: u64,
-    fail_syncs: Vec<u64>,
-    writes: u64,
-    fail_writes: Vec<u64>,
+    /// Operations so far, by kind.
+    acts: [u64; Act::ALL.len()],
+    faults: Vec<Fault>,
+    written: Written,
     lie: Option<Lie>,
     capacity: Option<u64>,
+    inodes_max: Option<u64>,
     unreadable: Option<(String, u64)>,
 }
 
@@ -86,6 +176,8 @@ struct Inode {
     pending: Vec<Write>,
     /// Failed syncs so far; every open file hears of each one once.
     errors: u64,
+    /// How the last of them failed.
+    errno: Option<Errno>,
     locked: bool,
 }
 
@@ -113,9 +205,9 @@ fn crashed() -> io::Error {
     io::Error::other("simulated crash")
 }
 
-/// As Linux reports a broken disk.
-fn broken() -> io::Error {
-    io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())
+/// As Linux reports it.
+fn failed(errno: Errno) -> io::Error {
+    io::Error::from_raw_os_error(errno.raw_os_error())
 }
 
 impl SimDisk {
@@ -134,24 +226,30 @@ impl SimDisk {
         self.state.lock().crash_at = Some(operation);
     }
 
-    /// The n-th sync of a file (from 0) fails.
-    pub fn fail_sync(&self, sync: u64) {
-        self.state.lock().fail_syncs.push(sync);
+    /// Operations of this kind so far.
+    pub fn count(&self, act: Act) -> u64 {
+        self.state.lock().acts[act as usize]
     }
 
-    /// Syncs of files so far.
-    pub fn syncs(&self) -> u64 {
-        self.state.lock().syncs
+    /// Operations of this kind fail from the n-th (from 0) on, so many times.
+    pub fn fail(&self, act: Act, from: u64, times: u64, errno: Errno) {
+        self.state.lock().faults.push(Fault { act, from, times, errno });
     }
 
-    /// The n-th write (from 0) fails half-way.
-    pub fn fail_write(&self, write: u64) {
-        self.state.lock().fail_writes.push(write);
+    /// Nothing fails any more.
+    pub fn mend(&self) {
+        self.state.lock().faults.clear();
     }
 
-    /// Writes so far.
-    pub fn writes(&self) -> u64 {
-        self.state.lock().writes
+    /// What a failing write leaves behind.
+    pub fn leave(&self, written: Written) {
+        self.state.lock().written = written;
+    }
+
+    /// Changes of names and writes that are not durable.
+    pub fn pending(&self) -> usize {
+        let state = self.state.lock();
+        state.changes.len() + state.inodes.iter().map(|inode| inode.pending.len()).sum::<usize>()
     }
 
     /// From now on something is a lie.
@@ -162,6 +260,11 @@ impl SimDisk {
     /// Octets that all files together may have; `None`: no bound.
     pub fn limit(&self, octets: Option<u64>) {
         self.state.lock().capacity = octets;
+    }
+
+    /// Files and folders that there may be; `None`: no bound.
+    pub fn limit_inodes(&self, inodes: Option<u64>) {
+        self.state.lock().inodes_max = inodes;
     }
 
     /// Reading the page of 4096 octets at this offset of a file fails.
@@ -195,10 +298,12 @@ impl SimDisk {
         let state = self.state.lock();
         let mut chance = Chance(seed.wrapping_mul(2).wrapping_add(1));
         let mut after = State { names: state.durable_names.clone(), ..State::default() };
+        let mut place = 0;
         for change in &state.changes {
             let kept = match image {
                 Image::Lost => false,
-                Image::Kept | Image::NamesOnly => true,
+                Image::Kept | Image::NamesOnly | Image::LengthOnly => true,
+                Image::Exact(bits) => bit(bits, &mut place),
                 _ => chance.flip(),
             };
             if kept {
@@ -210,30 +315,60 @@ impl SimDisk {
         after
             .names
             .retain(|path, _| path.rsplit_once('/').is_none_or(|(folder, _)| folders.iter().any(|f| f == folder)));
-        after.inodes = state.inodes.iter().map(|inode| inode.after(image, &mut chance)).collect();
+        after.inodes = Vec::with_capacity(state.inodes.len());
+        for (number, inode) in state.inodes.iter().enumerate() {
+            let old = number.checked_sub(1).and_then(|before| state.inodes.get(before));
+            let old = old.map_or(&[][..], |old| &old.cached);
+            after.inodes.push(inode.after(image, &mut chance, &mut place, old));
+        }
         after.durable_names = after.names.clone();
         Self { state: Arc::new(Mutex::new(after)) }
     }
 
-    fn operate<T>(&self, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+    /// An operation that changes something; `act` hears how it should fail.
+    fn operate<T>(&self, kind: Act, act: impl FnOnce(&mut State, Option<Errno>) -> io::Result<T>) -> io::Result<T> {
         let state = &mut *self.state.lock();
         if state.crash_at.is_some_and(|at| state.operations >= at) {
             return Err(crashed());
         }
         state.operations += 1;
-        act(state)
+        let fault = state.fault(kind);
+        act(state, fault)
     }
 
-    fn look<T>(&self, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+    /// The same for those that fail as a whole.
+    fn change<T>(&self, kind: Act, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        self.operate(kind, |state, fault| fault.map_or_else(|| act(state), |errno| Err(failed(errno))))
+    }
+
+    /// One that only looks.
+    fn look<T>(&self, kind: Option<Act>, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
         let state = &mut *self.state.lock();
         if state.crash_at.is_some_and(|at| state.operations >= at) {
             return Err(crashed());
         }
-        act(state)
+        match kind.and_then(|kind| state.fault(kind)) {
+            Some(errno) => Err(failed(errno)),
+            None => act(state),
+        }
     }
 }
 
+fn bit(bits: u64, place: &mut u32) -> bool {
+    let set = bits.checked_shr(*place).is_some_and(|bits| bits & 1 == 1);
+    *place += 1;
+    set
+}
+
 impl State {
+    /// Counts an operation; how it fails, if it does.
+    fn fault(&mut self, act: Act) -> Option<Errno> {
+        let number = self.acts[act as usize];
+        self.acts[act as usize] += 1;
+        let hit = |fault: &&Fault| fault.act == act && number >= fault.from && number - fault.from < fault.times;
+        self.faults.iter().find(hit).map(|fault| fault.errno)
+    }
+
     fn add(&mut self, inode: Inode) -> usize {
         self.inodes.push(inode);
         self.inodes.len() - 1
@@ -254,6 +389,9 @@ impl State {
         }
         if !folder_of(path).is_empty() {
             self.find(&folder_of(path))?;
+        }
+        if self.inodes_max.is_some_and(|most| self.names.len() as u64 >= most) {
+            return Err(failed(Errno::NOSPC));
         }
         let inode = self.add(inode);
         let folder = folder_of(path);
@@ -279,7 +417,8 @@ impl Change {
 }
 
 impl Inode {
-    fn after(&self, image: Image, chance: &mut Chance) -> Self {
+    /// `place`: of its first write among all that is pending; `old`: what another file has.
+    fn after(&self, image: Image, chance: &mut Chance, place: &mut u32, old: &[u8]) -> Self {
         let mut octets = self.durable.clone();
         for write in &self.pending {
             let end = write.offset + write.octets.len();
@@ -294,6 +433,12 @@ impl Inode {
                 Image::Kept => put(write.offset, &write.octets),
                 Image::Subset if chance.flip() => put(write.offset, &write.octets),
                 Image::Subset => {}
+                Image::Exact(bits) => {
+                    if bit(bits, place) {
+                        put(write.offset, &write.octets);
+                    }
+                }
+                Image::LengthOnly => octets.resize(octets.len().max(end), 0),
                 Image::Torn(sector) => {
                     let mut from = write.offset;
                     while from < end {
@@ -304,14 +449,18 @@ impl Inode {
                         from = to;
                     }
                 }
-                Image::ZeroTail | Image::GarbageTail => {
+                Image::ZeroTail | Image::GarbageTail | Image::OldTail => {
                     if chance.flip() {
                         put(write.offset, &write.octets);
                     } else if end > octets.len() {
-                        let old = octets.len();
+                        let before = octets.len();
                         octets.resize(end, 0);
+                        let tail = &mut octets[before..];
                         if image == Image::GarbageTail {
-                            octets[old..].iter_mut().for_each(|octet| *octet = chance.next() as u8);
+                            tail.iter_mut().for_each(|octet| *octet = chance.next() as u8);
+                        } else if image == Image::OldTail {
+                            let old = old.get(before..).unwrap_or_default();
+                            tail.iter_mut().zip(old).for_each(|(octet, &old)| *octet = old);
                         }
                     }
                 }
@@ -354,7 +503,7 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn create(&self, path: &str) -> io::Result<Box<dyn File>> {
-        self.operate(|state| {
+        self.change(Act::Create, |state| {
             if state.capacity.is_some_and(|capacity| state.used() >= capacity) {
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -364,18 +513,18 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn File>> {
-        self.look(|state| {
+        self.look(Some(Act::Open), |state| {
             let inode = state.find(path)?;
             Ok(self.file(state, path, inode))
         })
     }
 
     fn make_dir(&self, path: &str) -> io::Result<()> {
-        self.operate(|state| state.make(path, Inode { folder: true, ..Inode::default() }).map(drop))
+        self.change(Act::MakeDir, |state| state.make(path, Inode { folder: true, ..Inode::default() }).map(drop))
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.look(|state| {
+        self.look(Some(Act::List), |state| {
             if path.is_empty() {
                 return Ok(state.names.keys().filter(|name| !name.contains('/')).cloned().collect());
             }
@@ -386,7 +535,7 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.operate(|state| {
+        self.change(Act::Rename, |state| {
             let inode = state.find(from)?;
             let folders = [folder_of(from), folder_of(to)];
             state.change(Change { folders, remove: Some(from.to_owned()), insert: Some((to.to_owned(), inode)) });
@@ -395,7 +544,7 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        self.operate(|state| {
+        self.change(Act::Remove, |state| {
             state.find(path)?;
             let folder = folder_of(path);
             state.change(Change { folders: [folder.clone(), folder], remove: Some(path.to_owned()), insert: None });
@@ -409,7 +558,7 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
-        self.operate(|state| {
+        self.change(Act::SyncDir, |state| {
             if state.lie == Some(Lie::Folders) {
                 return Ok(());
             }
@@ -426,7 +575,7 @@ impl Disk for SimDisk {
     }
 
     fn lock_dir(&self, path: &str) -> io::Result<Option<Guard>> {
-        self.look(|state| {
+        self.look(None, |state| {
             if path.is_empty() {
                 return Ok(Some(Box::new(()) as Guard));
             }
@@ -437,10 +586,12 @@ impl Disk for SimDisk {
     }
 
     fn room(&self) -> io::Result<Room> {
-        self.look(|state| {
+        self.look(None, |state| {
             let octets = state.capacity.unwrap_or(1 << 40);
             let octets_free = octets.saturating_sub(state.used());
-            Ok(Room { octets_free, octets, inodes_free: 1, inodes: 1 })
+            let inodes = state.inodes_max.unwrap_or(1 << 20);
+            let inodes_free = inodes.saturating_sub(state.names.len() as u64);
+            Ok(Room { octets_free, octets, inodes_free, inodes })
         })
     }
 }
@@ -458,13 +609,13 @@ impl Drop for Held {
 
 impl File for SimFile {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        self.disk.look(|state| {
+        self.disk.look(Some(Act::Read), |state| {
             if let Some((path, page)) = &state.unreadable
                 && *path == self.path
                 && offset < page + 4096
                 && offset + into.len() as u64 > *page
             {
-                return Err(broken());
+                return Err(failed(Errno::IO));
             }
             let cached = &state.inodes[self.inode].cached;
             let rest = cached.get(offset as usize..).unwrap_or_default();
@@ -475,19 +626,17 @@ impl File for SimFile {
     }
 
     fn write_at(&self, offset: u64, octets: &[u8]) -> io::Result<()> {
-        self.disk.operate(|state| {
-            let number = state.writes;
-            state.writes += 1;
+        self.disk.operate(Act::Write, |state, fault| {
             let offset = offset as usize;
             let grows = (offset + octets.len()).saturating_sub(state.inodes[self.inode].cached.len()) as u64;
-            let result = if state.fail_writes.contains(&number) {
-                Err(broken())
+            let result = if let Some(errno) = fault {
+                Err(failed(errno))
             } else if grows > 0 && state.capacity.is_some_and(|capacity| state.used() + grows > capacity) {
                 Err(io::ErrorKind::StorageFull.into())
             } else {
                 Ok(())
             };
-            let octets = if result.is_ok() { octets } else { &octets[..octets.len() / 2] };
+            let octets = if result.is_ok() { octets } else { state.written.of(octets) };
             let inode = &mut state.inodes[self.inode];
             if inode.cached.len() < offset + octets.len() {
                 inode.cached.resize(offset + octets.len(), 0);
@@ -499,22 +648,20 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.disk.operate(|state| {
-            let number = state.syncs;
-            state.syncs += 1;
+        self.disk.operate(Act::Sync, |state, fault| {
             if state.lie == Some(Lie::Files) {
                 return Ok(());
             }
-            let fails = state.fail_syncs.contains(&number);
             let inode = &mut state.inodes[self.inode];
-            if fails {
+            if let Some(errno) = fault {
                 inode.errors += 1;
+                inode.errno = Some(errno);
                 inode.pending.iter_mut().for_each(|write| write.doomed = true);
             }
             let mut heard = self.heard.lock();
             if *heard < inode.errors {
                 *heard = inode.errors;
-                return Err(broken());
+                return Err(failed(inode.errno.unwrap_or(Errno::IO)));
             }
             let Inode { pending, durable, .. } = inode;
             pending.retain(|write| {
@@ -531,11 +678,11 @@ impl File for SimFile {
     }
 
     fn octets(&self) -> io::Result<u64> {
-        self.disk.look(|state| Ok(state.inodes[self.inode].cached.len() as u64))
+        self.disk.look(None, |state| Ok(state.inodes[self.inode].cached.len() as u64))
     }
 
     fn try_lock(&self) -> io::Result<bool> {
-        self.disk.look(|state| {
+        self.disk.look(None, |state| {
             let mut holds = self.holds.lock();
             let taken = std::mem::replace(&mut state.inodes[self.inode].locked, true);
             *holds |= !taken;

@@ -18,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use smtp::id::QueueId;
 
 use crate::bodies::{Bodies, Filing};
+use crate::bug::{self, Bug, planted};
 use crate::committer::{self, Ahead};
 use crate::pool::{CHUNK_OCTETS_MIN, CLASS_MAX, Chunk, Listener, Pool};
 use crate::segment::{RECORDS_START, WriterId};
@@ -210,8 +211,13 @@ impl Writer {
             hooks,
         });
         let mut writer = Self { shared: shared.clone(), committer: None, preparer: None };
-        let spawn =
-            |name: &str, work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        let bug = bug::current();
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+                bug::plant(bug);
+                work();
+            })
+        };
         let threads = shared.clone();
         writer.preparer = Some(spawn("spool-ahead", Box::new(move || committer::prepare(&threads)))?);
         for jobs in lanes {
@@ -277,7 +283,9 @@ impl Shared {
             let name = id.to_string();
             self.disk.make_dir(&name)?;
             if let Some(lock) = self.disk.lock_dir(&name)? {
-                self.disk.sync_dir("")?;
+                if !planted(Bug::NoHomeName) {
+                    self.disk.sync_dir("")?;
+                }
                 let made = Arc::new(Home { id, _lock: lock });
                 *home = Some(made.clone());
                 return Ok(made);
@@ -573,7 +581,9 @@ impl Drop for Entry {
             Body::Held(held) => held.into_chunks().for_each(|chunk| shared.pool.give(chunk)),
             Body::Filed { filing, chunk } => {
                 chunk.into_iter().for_each(|chunk| shared.pool.give(chunk));
-                shared.bodies.abort(filing);
+                if !planted(Bug::KeepAborted) {
+                    shared.bodies.abort(filing);
+                }
             }
         }
         shared.pool.wake();
