@@ -9,6 +9,7 @@
 //! `check`, start and reload alike; `roles/` is what each process does; everything else is a command.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod certificates;
 mod check;
 mod cli;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use cli::{Cli, Command, ConfigCommand, exit};
+use cli::{BenchCommand, Cli, Command, ConfigCommand, exit};
 
 fn main() -> ExitCode {
     // Before the command line proper: a child has given up its rights when it reads anything else.
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Some(Command::Queue(command)) => queue::command(&command),
         Some(Command::User(command)) => users::run(&command),
         Some(Command::Plugin(command)) => plugins::command(&command),
+        Some(Command::Bench(BenchCommand::Spool(wish))) => bench::spool(&wish),
         Some(Command::Config(ConfigCommand::Sample)) => terminal::print(&options::sample()),
         Some(Command::Config(ConfigCommand::Reference)) => terminal::print(&options::reference()),
     }
