@@ -262,8 +262,8 @@ fn said(path: &Path, error: &io::Error) -> String {
 
 /// Whether the folder lies on a tmpfs.
 fn on_memory(path: &Path) -> bool {
-    const TMPFS_MAGIC: i64 = 0x0102_1994;
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as i64 == TMPFS_MAGIC)
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    rustix::fs::statfs(path).is_ok_and(|found| u64::try_from(found.f_type) == Ok(TMPFS_MAGIC))
 }
 
 /// The line that says what is going on, when somebody looks: gone when dropped.
