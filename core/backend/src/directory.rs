@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::decoy::Decoys;
 use crate::prep;
 use crate::scheme::{Hash, ScramKeys, StoredSecret};
+use crate::token::{self, Refusal, Tokens};
 use crate::users::{User, Users};
 
 #[cfg(test)]
@@ -48,13 +49,24 @@ pub struct Directory {
     decoys: Decoys,
     decoy_secret: Option<StoredSecret>,
     epoch: Arc<dyn Epoch>,
+    tokens: Option<Tokens>,
 }
 
 impl Directory {
     /// `decoy_secret` is what the password of an unknown user is checked against: it should cost what most
     /// users' secrets cost. Without one it is a SCRAM-SHA-256 key like those of new users.
     pub fn new(users: Users, decoys: Decoys, decoy_secret: Option<StoredSecret>, epoch: Arc<dyn Epoch>) -> Self {
-        Self { users: RwLock::new(Arc::new(users)), decoys, decoy_secret, epoch }
+        Self { users: RwLock::new(Arc::new(users)), decoys, decoy_secret, epoch, tokens: None }
+    }
+
+    /// With somebody who can tell whose a bearer token is.
+    pub fn with_tokens(self, tokens: Tokens) -> Self {
+        Self { tokens: Some(tokens).filter(|tokens| !tokens.is_empty()), ..self }
+    }
+
+    /// Whether anybody can.
+    pub fn knows_tokens(&self) -> bool {
+        self.tokens.is_some()
     }
 
     /// The users now.
@@ -73,7 +85,7 @@ impl Directory {
     /// Whether the answer takes so long that it is made away from the loop.
     pub fn is_heavy(&self, question: &Question<'_>) -> bool {
         match question {
-            Question::VerifyPassword { .. } => true,
+            Question::VerifyPassword { .. } | Question::VerifyToken { .. } => true,
             // SCRAM keys may have to be made from a password in clear.
             Question::FetchKey { kind, .. } => {
                 self.users().options().secrets.allow_cleartext && scram_hash(*kind).is_some()
@@ -102,6 +114,9 @@ impl Directory {
                     }
                     None => sasl_answer(Status::Denied, false, None, &[], None, to),
                 }
+            }
+            Question::VerifyToken { mechanism, authzid, token, .. } => {
+                self.verify_token(&users, epoch, mechanism, authzid, token, to);
             }
             Question::Recipient { address } => recipient(&users, address, to),
             Question::Sender { identity, address } => {
@@ -133,6 +148,29 @@ impl Directory {
             }
             (user, _) => sasl_answer(Status::Denied, user.is_none(), None, &[], None, to),
         }
+    }
+
+    /// Who a token's issuer says it is for decides who has it, whatever the client says beside it. Somebody whom
+    /// the users file does not know is told what is told of a forged token.
+    fn verify_token(&self, users: &Users, epoch: u64, mechanism: &str, authzid: &[u8], token: &[u8], to: &mut Vec<u8>) {
+        let Some(tokens) = &self.tokens else {
+            return sasl_answer(Status::Unsupported, false, None, &[], None, to);
+        };
+        let refusal = match tokens.verify(token) {
+            token::Answer::Trouble => return sasl_answer(Status::Temporary, false, None, &[], None, to),
+            token::Answer::Bad(refusal) => refusal,
+            token::Answer::Good(name) => {
+                let user = users.options().names.name(name.as_bytes()).and_then(|name| users.named(&name));
+                let acting = user.as_ref().and_then(|user| authorize(users, user, authzid));
+                if let (Some(user), Some(acting)) = (user, acting) {
+                    let acting = acting.as_ref().unwrap_or(&user);
+                    return sasl_answer(Status::Ok, false, Some((&user, acting, mechanism, epoch)), &[], None, to);
+                }
+                Refusal::Invalid("for nobody here")
+            }
+        };
+        let error = tokens.error(mechanism, refusal);
+        sasl_answer(Status::Denied, false, None, error.as_bytes(), None, to);
     }
 
     /// Whether the password is right. Costs about the same when there is no such user.
@@ -227,7 +265,10 @@ impl Directory {
 /// What is said when there is nobody to say more: the queue is full, or the work failed.
 pub fn temporary(question: &Question<'_>, to: &mut Vec<u8>) {
     match question {
-        Question::VerifyPassword { .. } | Question::FetchKey { .. } | Question::VerifyExternal { .. } => {
+        Question::VerifyPassword { .. }
+        | Question::FetchKey { .. }
+        | Question::VerifyExternal { .. }
+        | Question::VerifyToken { .. } => {
             sasl_answer(Status::Temporary, false, None, &[], None, to);
         }
         Question::Recipient { .. } => Answer::Recipient { status: 2, mailbox: "" }.encode(to),

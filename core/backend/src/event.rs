@@ -47,12 +47,31 @@ pub enum Event {
     },
     /// Checking a secret panicked: a bug. The question was answered "temporary".
     Panicked,
+    /// A bearer token was refused; told once a second at most.
+    TokenRefused {
+        /// Whose token it would have been.
+        issuer: String,
+        /// Why; never a part of the token.
+        why: &'static str,
+    },
+    /// Tokens of an issuer cannot be checked; told when it begins.
+    TokenTrouble {
+        /// Which issuer.
+        issuer: String,
+        /// Why.
+        why: String,
+    },
+    /// They can be checked again.
+    TokensBack {
+        /// Which issuer's.
+        issuer: String,
+    },
 }
 
 impl Event {
     /// Whether somebody has to act.
     pub fn is_error(&self) -> bool {
-        !matches!(self, Self::Loaded { .. })
+        !matches!(self, Self::Loaded { .. } | Self::TokenRefused { .. } | Self::TokensBack { .. })
     }
 
     /// A stable id for filters.
@@ -64,6 +83,9 @@ impl Event {
             Self::LinkBroken { .. } => "directory.link-broken",
             Self::AnswersDropped { .. } => "directory.answers-dropped",
             Self::Panicked => "directory.panicked",
+            Self::TokenRefused { .. } => "tokens.refused",
+            Self::TokenTrouble { .. } => "tokens.trouble",
+            Self::TokensBack { .. } => "tokens.back",
         }
     }
 }
@@ -84,6 +106,11 @@ impl fmt::Display for Event {
             }
             Self::LinkBroken { why } => write!(f, "link to a worker ended: {why}"),
             Self::AnswersDropped { total } => write!(f, "a worker does not read its answers; {total} dropped so far"),
+            Self::TokenRefused { issuer, why } => write!(f, "token issuer {issuer:?}: refused: {why}"),
+            Self::TokenTrouble { issuer, why } => {
+                write!(f, "token issuer {issuer:?}: {why}; until that ends, its users are told 454")
+            }
+            Self::TokensBack { issuer } => write!(f, "token issuer {issuer:?}: its tokens are checked again"),
             Self::Panicked => f.write_str("checking a secret panicked; please report this with the lines before it"),
         }
     }

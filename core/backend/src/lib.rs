@@ -5,6 +5,7 @@
 //! scheme    stored secrets: parse, check, make                           prep     when two names are the same
 //! decoy     keys for users who do not exist                              watch    takes changed content into service
 //! directory answers questions                                            pool     checks passwords away from the loop
+//! token     whose a bearer token is
 //! serve     the directory process: a loop over links
 //! ```
 //!
@@ -34,6 +35,7 @@ pub mod pool;
 pub mod prep;
 pub mod scheme;
 pub mod serve;
+pub mod token;
 pub mod users;
 pub mod watch;
 

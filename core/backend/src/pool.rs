@@ -1,4 +1,4 @@
-//! Threads that check passwords: bounded in number, with a bounded queue, never the loop's own thread.
+//! Threads that check passwords and tokens: bounded in number, with a bounded queue, never the loop's own thread.
 //!
 //! A full queue answers "temporary" at once, and so does a question that waited too long: its client has
 //! gone or will come again, and the work would only delay the others (CONTRACT C47). When the queue is half
@@ -66,8 +66,9 @@ struct Bell {
 }
 
 impl Pool {
-    /// Starts the threads.
+    /// Starts threads of this name.
     pub fn start(
+        name: &str,
         directory: &Arc<Directory>,
         threads: usize,
         queue_max: usize,
@@ -90,7 +91,7 @@ impl Pool {
         for n in 0..threads.max(1) {
             let (queue, finished, bell) = (queue.clone(), finished.clone(), pool.bell.clone());
             let (directory, report) = (directory.clone(), report.clone());
-            let thread = std::thread::Builder::new().name(format!("password-{n}")).spawn(move || {
+            let thread = std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
                 // Where cores are short, sessions go before passwords (CONTRACT C47). Lower is always allowed.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
                 while let Ok(job) = queue.recv() {
@@ -213,7 +214,7 @@ mod tests {
         let decoys = Decoys::new([0; 32], Vec::new());
         let directory = Arc::new(Directory::new(users, decoys, None, Arc::new(AtomicU64::new(0))));
         let report: Report = Arc::new(|_: &Event| ());
-        let mut pool = Pool::start(&directory, 1, 16, Duration::from_secs(60), &report).unwrap();
+        let mut pool = Pool::start("password", &directory, 1, 16, Duration::from_secs(60), &report).unwrap();
         let question = |ip: &str| {
             let client_ip = ip.parse().unwrap();
             let (listener, mechanism) = ("submission", "PLAIN");

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! worker ⇄ link ─ question ─┬─ recipient, sender, stored key ─ answered in the loop ─┐
-//! worker ⇄ link ─           └─ password ─ pool ─ bell ──────────────────────────────┴─ outbox of that link
+//! worker ⇄ link ─           ├─ password ─ pool ─ bell ───────────────────────────────┤
+//! worker ⇄ link ─           └─ bearer token ─ pool of its own, which may wait ─ bell ┴─ outbox of that link
 //! supervisor ⇄ control link ─ the caller's closure: new links, stop
 //! ```
 //!
@@ -29,6 +30,7 @@ use crate::directory::{Directory, Epoch, temporary};
 use crate::event::{Event, Report};
 use crate::pool::{Pool, Ticket};
 use crate::scheme::StoredSecret;
+use crate::token::Tokens;
 use crate::users::{BadUsers, Options};
 use crate::watch::{self, Watch};
 
@@ -39,6 +41,8 @@ mod tests;
 const OUTBOX_OCTETS_MAX: usize = 4 * 1024 * 1024;
 /// Packets taken from one link before the next link has its turn.
 const PACKETS_PER_TURN: usize = 16;
+/// Questions about tokens that wait for other servers at the same time.
+const TOKEN_THREADS: usize = 16;
 
 /// What the directory process is made from.
 pub struct Config {
@@ -56,6 +60,8 @@ pub struct Config {
     pub queue_max: usize,
     /// Longest that a question may wait for them.
     pub wait_max: Duration,
+    /// Who can tell whose a bearer token is.
+    pub issuers: Vec<crate::token::Issuer>,
 }
 
 impl Config {
@@ -69,6 +75,7 @@ impl Config {
             threads: 0,
             queue_max: 4096,
             wait_max: Duration::from_secs(2),
+            issuers: Vec::new(),
         }
     }
 }
@@ -80,12 +87,15 @@ pub enum StartError {
     Users(BadUsers),
     /// The system gave no thread or descriptor.
     Io(io::Error),
+    /// An issuer of tokens cannot be used.
+    Tokens(String),
 }
 
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Users(bad) => bad.fmt(f),
+            Self::Tokens(why) => f.write_str(why),
             Self::Io(error) => write!(f, "directory: {error}; raise the limits on threads and open files"),
         }
     }
@@ -128,7 +138,7 @@ pub enum Control<'a> {
 /// The directory process.
 pub struct Service {
     directory: Arc<Directory>,
-    pool: Pool,
+    pools: Pools,
     links: Vec<Peer>,
     links_so_far: u64,
     counts: Counts,
@@ -136,6 +146,19 @@ pub struct Service {
     supervisor: Outbox,
     /// Ends its thread when dropped.
     _watcher: Watcher,
+}
+
+/// Where questions go that take long.
+struct Pools {
+    passwords: Pool,
+    /// They wait for other servers, and must not keep passwords waiting; without issuers there are none.
+    tokens: Option<Pool>,
+}
+
+impl Pools {
+    fn queued(&self) -> usize {
+        self.passwords.queued() + self.tokens.as_ref().map_or(0, Pool::queued)
+    }
 }
 
 struct Peer {
@@ -153,19 +176,23 @@ impl Service {
         let (watch, users) = Watch::open(config.path, options, report.clone()).map_err(StartError::Users)?;
         let (count, aliases) = (users.len(), users.aliases());
         let epoch_now = epoch.raise();
-        let directory = Arc::new(Directory::new(users, config.decoys, config.decoy_secret, epoch));
+        let tokens = Tokens::new(config.issuers, report.clone()).map_err(StartError::Tokens)?;
+        let directory = Directory::new(users, config.decoys, config.decoy_secret, epoch).with_tokens(tokens);
+        let directory = Arc::new(directory);
         let ms = started.elapsed().as_millis() as u64;
         report(&Event::Loaded { path, users: count, aliases, ms, epoch: epoch_now });
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let pool = Pool::start(&directory, threads, config.queue_max, config.wait_max, &report);
-        let pool = pool.map_err(StartError::Io)?;
+        let pool = |name, threads| Pool::start(name, &directory, threads, config.queue_max, config.wait_max, &report);
+        let passwords = pool("password", threads).map_err(StartError::Io)?;
+        let tokens = directory.knows_tokens().then(|| pool("token", TOKEN_THREADS)).transpose();
+        let tokens = tokens.map_err(StartError::Io)?;
         let watcher = Watcher::start(watch, directory.clone()).map_err(StartError::Io)?;
         Ok(Self {
             directory,
-            pool,
+            pools: Pools { passwords, tokens },
             links: Vec::new(),
             links_so_far: 0,
             counts: Counts::default(),
@@ -188,7 +215,7 @@ impl Service {
 
     /// What happened so far.
     pub fn counts(&self) -> Counts {
-        Counts { queued: self.pool.queued() as u64, ..self.counts }
+        Counts { queued: self.pools.queued() as u64, ..self.counts }
     }
 
     /// The users and what is told about them.
@@ -242,9 +269,10 @@ impl Service {
     /// Sleeps until there is something to do.
     fn wait(&self, control: &Link, until: Instant) -> io::Result<()> {
         let with_output = |outbox: &Outbox| if outbox.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-        let mut fds = Vec::with_capacity(self.links.len() + 2);
+        let mut fds = Vec::with_capacity(self.links.len() + 3);
         fds.push(PollFd::new(control, PollFlags::IN | with_output(&self.supervisor)));
-        fds.push(PollFd::new(&self.pool, PollFlags::IN));
+        fds.push(PollFd::new(&self.pools.passwords, PollFlags::IN));
+        fds.extend(self.pools.tokens.iter().map(|pool| PollFd::new(pool, PollFlags::IN)));
         for peer in &self.links {
             // Whoever does not take answers may not ask.
             let flags = if peer.outbox.is_empty() { PollFlags::IN } else { PollFlags::OUT };
@@ -262,14 +290,16 @@ impl Service {
     fn turn(&mut self, packet: &mut Vec<u8>) {
         let dropped = self.counts.dropped;
         let (links, counts) = (&mut self.links, &mut self.counts);
-        self.pool.collect(|ticket, answer| {
-            if let Some(peer) = links.iter_mut().find(|peer| peer.key == ticket.link) {
-                peer.answer(ticket.id, counts, |to| to.extend_from_slice(answer));
-            }
-        });
-        let (directory, pool) = (&self.directory, &mut self.pool);
+        let (directory, pools) = (&self.directory, &mut self.pools);
+        for pool in std::iter::once(&mut pools.passwords).chain(&mut pools.tokens) {
+            pool.collect(|ticket, answer| {
+                if let Some(peer) = links.iter_mut().find(|peer| peer.key == ticket.link) {
+                    peer.answer(ticket.id, counts, |to| to.extend_from_slice(answer));
+                }
+            });
+        }
         self.links.retain_mut(|peer| {
-            let served = peer.serve(directory, pool, counts, packet);
+            let served = peer.serve(directory, pools, counts, packet);
             if let Err(Some(why)) = &served {
                 (self.report)(&Event::LinkBroken { why: why.to_string() });
             }
@@ -286,7 +316,7 @@ impl Peer {
     fn serve(
         &mut self,
         directory: &Directory,
-        pool: &mut Pool,
+        pools: &mut Pools,
         counts: &mut Counts,
         packet: &mut Vec<u8>,
     ) -> Result<(), Option<io::Error>> {
@@ -301,7 +331,7 @@ impl Peer {
                 Received::Packet { .. } => {}
             }
             let heard = frames(packet).try_for_each(|frame| {
-                self.question(frame?, directory, pool, counts);
+                self.question(frame?, directory, pools, counts);
                 Ok(())
             });
             packet.as_mut_slice().zeroize();
@@ -310,7 +340,7 @@ impl Peer {
         self.outbox.flush(&self.link).map_err(gone).map(drop)
     }
 
-    fn question(&mut self, frame: Frame<'_>, directory: &Directory, pool: &mut Pool, counts: &mut Counts) {
+    fn question(&mut self, frame: Frame<'_>, directory: &Directory, pools: &mut Pools, counts: &mut Counts) {
         if frame.kind != QUESTION {
             counts.unknown += 1;
             return;
@@ -324,8 +354,13 @@ impl Peer {
             Question::VerifyPassword { client_ip, .. }
             | Question::FetchKey { client_ip, .. }
             | Question::VerifyExternal { client_ip, .. }
+            | Question::VerifyToken { client_ip, .. }
                 if directory.is_heavy(&question) =>
             {
+                let pool = match (&question, &mut pools.tokens) {
+                    (Question::VerifyToken { .. }, Some(tokens)) => tokens,
+                    _ => &mut pools.passwords,
+                };
                 let ticket = Ticket { link: self.key, id: frame.id };
                 if !pool.offer(ticket, client_ip, frame.payload) {
                     counts.refused += 1;

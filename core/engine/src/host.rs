@@ -190,10 +190,13 @@ impl TurnHost<'_> {
                 outcome.data.set(binding.unwrap_or_default());
                 Some(Outcome::Sasl(outcome))
             }
-            // No back end of this release can do these.
-            sasl::Effect::VerifyToken { .. } | sasl::Effect::BackendCall { .. } => {
-                Some(Outcome::Sasl(sasl_outcome(sasl::Status::Unsupported)))
+            // The port that a client says it connected to is not compared with ours: behind a forwarder they differ.
+            sasl::Effect::VerifyToken { token, authzid, fields: _ } => {
+                let question = Question::VerifyToken { listener, client_ip, mechanism, authzid, token };
+                self.ask(&question, Asked::Token)
             }
+            // No back end of this release can do this.
+            sasl::Effect::BackendCall { .. } => Some(Outcome::Sasl(sasl_outcome(sasl::Status::Unsupported))),
         }
     }
 

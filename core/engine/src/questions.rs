@@ -49,6 +49,8 @@ pub enum Asked {
     Key,
     /// A certificate.
     External,
+    /// A bearer token.
+    Token,
     /// A mailbox.
     Recipient(Box<str>),
     /// A sender's right.
@@ -59,7 +61,9 @@ impl Asked {
     /// The answer when there is none.
     pub fn temporary(&self) -> Outcome {
         match self {
-            Self::Password(_) | Self::Key | Self::External => Outcome::Sasl(sasl_outcome(Status::Temporary)),
+            Self::Password(_) | Self::Key | Self::External | Self::Token => {
+                Outcome::Sasl(sasl_outcome(Status::Temporary))
+            }
             Self::Recipient(_) => Outcome::Recipient(RecipientOutcome::Temporary),
             Self::Sender(..) => Outcome::Sender(Permission::Temporary),
         }
@@ -228,9 +232,10 @@ impl Questions {
                 }
                 Outcome::Sasl(outcome)
             }
-            (Answer::Sasl { status, doomed, account, identity, data, scram }, Asked::Key | Asked::External) => {
-                Outcome::Sasl(sasl_answer(status, doomed, account, identity, data, scram))
-            }
+            (
+                Answer::Sasl { status, doomed, account, identity, data, scram },
+                Asked::Key | Asked::External | Asked::Token,
+            ) => Outcome::Sasl(sasl_answer(status, doomed, account, identity, data, scram)),
             (Answer::Recipient { status, mailbox }, Asked::Recipient(address)) => Outcome::Recipient(match status {
                 0 => {
                     memory.addresses.keep_mailbox(address, mailbox, epoch);
@@ -322,6 +327,9 @@ fn octets_max(question: &Question<'_>) -> usize {
             Question::VerifyExternal { listener, mechanism, authzid, certificate, .. } => {
                 let names = certificate.names().map(|name| name.len() + 4).sum::<usize>();
                 listener.len() + mechanism.len() + authzid.len() + certificate.spki_sha256.len() + names
+            }
+            Question::VerifyToken { listener, mechanism, authzid, token, .. } => {
+                listener.len() + mechanism.len() + authzid.len() + token.len()
             }
             Question::Recipient { address } => address.len(),
             Question::Sender { identity, address } => identity.len() + address.len(),

@@ -58,6 +58,19 @@ pub enum Question<'a> {
         /// What the certificate says.
         certificate: CertificateFields<'a>,
     },
+    /// Is this bearer token good, and whose is it?
+    VerifyToken {
+        /// Listener's name in the configuration.
+        listener: &'a str,
+        /// The client.
+        client_ip: IpAddr,
+        /// SASL name.
+        mechanism: &'a str,
+        /// Whom it wants to act as; empty: itself.
+        authzid: &'a [u8],
+        /// The token.
+        token: &'a [u8],
+    },
     /// Does this mailbox exist?
     Recipient {
         /// `local@domain`, or `postmaster`.
@@ -111,7 +124,8 @@ impl<'a> CertificateFields<'a> {
 /// What the directory says. No `Debug`: it may hold a key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// To [`Question::VerifyPassword`], [`Question::FetchKey`] and [`Question::VerifyExternal`].
+    /// To [`Question::VerifyPassword`], [`Question::FetchKey`], [`Question::VerifyExternal`] and
+    /// [`Question::VerifyToken`].
     Sasl {
         /// `sasl::Status` as a number.
         status: u8,
@@ -121,7 +135,7 @@ pub enum Answer<'a> {
         account: u8,
         /// Whose credential it is.
         identity: Option<IdentityFields<'a>>,
-        /// The key.
+        /// The key; for a refused token what the client is told.
         data: &'a [u8],
         /// How `data` divides, for SCRAM: salt, StoredKey, ServerKey.
         scram: Option<Scram>,
@@ -197,6 +211,14 @@ impl<'a> Question<'a> {
                 to.put_bytes(authzid);
                 certificate.encode(to);
             }
+            Self::VerifyToken { listener, client_ip, mechanism, authzid, token } => {
+                to.put_u8(5);
+                to.put_str(listener);
+                to.put_ip(*client_ip);
+                to.put_str(mechanism);
+                to.put_bytes(authzid);
+                to.put_bytes(token);
+            }
             Self::Recipient { address } => {
                 to.put_u8(2);
                 to.put_str(address);
@@ -238,6 +260,13 @@ impl<'a> Question<'a> {
                 mechanism: from.str()?,
                 authzid: from.bytes()?,
                 certificate: CertificateFields::decode(&mut from)?,
+            },
+            5 => Self::VerifyToken {
+                listener: from.str()?,
+                client_ip: from.ip()?,
+                mechanism: from.str()?,
+                authzid: from.bytes()?,
+                token: from.bytes()?,
             },
             _ => return Err(BadPacket::Value("question")),
         };
@@ -366,6 +395,13 @@ mod tests {
                     uris: vec![],
                     common_names: vec!["Alice"],
                 },
+            },
+            Question::VerifyToken {
+                listener: "submission",
+                client_ip: "192.0.2.7".parse().unwrap(),
+                mechanism: "OAUTHBEARER",
+                authzid: b"alice@demo.test",
+                token: b"a-._~+/0==",
             },
             Question::Recipient { address: "alice@demo.test" },
             Question::Sender { identity: "alice@demo.test", address: "sales@demo.test" },

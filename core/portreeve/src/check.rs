@@ -18,7 +18,7 @@ use crate::config::{self, Config, RouteKind};
 use crate::control::client;
 use crate::plugins::{self, Library};
 use crate::report::Report;
-use crate::{ehlo, files, rights, terminal, users};
+use crate::{ehlo, files, rights, terminal, tokens, users};
 
 /// Everything that a server needs beside its configuration, read and found good.
 pub struct Checked {
@@ -68,6 +68,7 @@ pub fn all(file: &Path, occasion: Occasion) -> (Option<Checked>, Report) {
     let client_authorities = certificates::client_authorities(&config, &mut report);
     folders(&config, &mut report);
     next_hops(&config, &mut report);
+    tokens(&config, &mut report);
     users_file(&config, &mut report);
     let libraries = plugins::read(&config, &mut report);
     ports(&config, occasion, &mut report);
@@ -139,22 +140,46 @@ fn next_hops(config: &Config, report: &mut Report) {
             report.error(span(option), format!("route.{option}"), cause, remedy);
             continue;
         }
-        let Some((_, file)) = &hop.login else { continue };
-        let Ok(meta) = std::fs::metadata(file) else { continue };
-        let readable = |uid: u32, gid: u32| {
-            (meta.uid() == uid && meta.mode() & 0o400 != 0)
-                || (meta.gid() == gid && meta.mode() & 0o040 != 0)
-                || meta.mode() & 0o004 != 0
-        };
-        if let Some(ids) = ids.as_ref().filter(|ids| !readable(ids.uid, ids.gid)) {
-            let cause = format!("{}: user {} cannot read it", file.display(), ids.uid);
-            let remedy = format!("chown {}:{} {}", ids.uid, ids.gid, file.display());
-            report.error(span("password_file"), "route.password_file", cause, remedy);
-        } else if meta.mode() & 0o004 != 0 {
-            let cause = format!("{}: everybody on this host may read the password", file.display());
-            let remedy = format!("chmod o-r {}", file.display());
-            report.warning(span("password_file"), "route.password_file", cause, remedy);
+        if let Some((_, file)) = &hop.login {
+            secret_file(file, ids.as_ref(), span("password_file"), "route.password_file", report);
         }
+    }
+}
+
+/// Issuers of tokens: their files are there and good.
+fn tokens(config: &Config, report: &mut Report) {
+    let ids = rights::ids(config).ok().flatten();
+    for issuer in &config.issuers {
+        let span = |option: &str| Some(issuer.written.span(&format!("tokens.issuer[].{option}")));
+        if let Err((option, why)) = tokens::make(issuer) {
+            let (cause, remedy) = certificates::halves(&why);
+            report.error(span(option), format!("tokens.issuer.{option}"), cause, remedy);
+        } else if let Some((option, file)) = tokens::secret_file(issuer) {
+            secret_file(file, ids.as_ref(), span(option), &format!("tokens.issuer.{option}"), report);
+        }
+    }
+}
+
+/// A file with a secret: readable for whom we become, and for nobody else.
+fn secret_file(
+    file: &Path,
+    ids: Option<&link::ids::Ids>,
+    span: Option<std::ops::Range<usize>>,
+    key: &str,
+    report: &mut Report,
+) {
+    let Ok(meta) = std::fs::metadata(file) else { return };
+    let readable = |uid: u32, gid: u32| {
+        (meta.uid() == uid && meta.mode() & 0o400 != 0)
+            || (meta.gid() == gid && meta.mode() & 0o040 != 0)
+            || meta.mode() & 0o004 != 0
+    };
+    if let Some(ids) = ids.filter(|ids| !readable(ids.uid, ids.gid)) {
+        let cause = format!("{}: user {} cannot read it", file.display(), ids.uid);
+        report.error(span, key, cause, format!("chown {}:{} {}", ids.uid, ids.gid, file.display()));
+    } else if meta.mode() & 0o004 != 0 {
+        let cause = format!("{}: everybody on this host may read the password", file.display());
+        report.warning(span, key, cause, format!("chmod o-r {}", file.display()));
     }
 }
 

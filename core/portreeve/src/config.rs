@@ -15,6 +15,7 @@ use link::grant::{BadGrant, Grants};
 use smtp::listener::{AuthOffer, Role, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
 
 use crate::report::Report;
+use crate::tokens::{self, TokenIssuer};
 use crate::values::{self, MechanismSettings, Table, Value, Values};
 
 /// A whole configuration.
@@ -40,6 +41,8 @@ pub struct Config {
     pub certificates: Vec<Certificate>,
     /// `[users]`.
     pub users: Users,
+    /// `[[tokens.issuer]]`.
+    pub issuers: Vec<TokenIssuer>,
     /// `[plugins]`.
     pub plugins: Plugins,
     /// `[mechanism.NAME]`.
@@ -435,14 +438,14 @@ pub fn parse(file: &Path, text: &str) -> (Option<Config>, Report) {
 }
 
 /// Reads one table by option paths.
-struct Reader<'a> {
-    table: &'a Table,
-    role: &'a str,
-    base: &'a Path,
+pub(crate) struct Reader<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) role: &'a str,
+    pub(crate) base: &'a Path,
 }
 
 impl Reader<'_> {
-    fn text(&self, path: &str) -> Option<String> {
+    pub(crate) fn text(&self, path: &str) -> Option<String> {
         match self.table.value(path, self.role)? {
             Value::Text(text) => Some(text),
             _ => None,
@@ -465,7 +468,7 @@ impl Reader<'_> {
         let number = self.number(path).expect("the option has a default (tested)");
         T::try_from(number).ok().expect("the option's bounds fit the field (tested)")
     }
-    fn time(&self, path: &str) -> Duration {
+    pub(crate) fn time(&self, path: &str) -> Duration {
         Duration::from_millis(self.count(path))
     }
     fn rate(&self, path: &str) -> u32 {
@@ -474,7 +477,7 @@ impl Reader<'_> {
             _ => 0,
         }
     }
-    fn words(&self, path: &str) -> Vec<String> {
+    pub(crate) fn words(&self, path: &str) -> Vec<String> {
         match self.table.value(path, self.role) {
             Some(Value::Words(words)) => words,
             _ => Vec::new(),
@@ -486,7 +489,7 @@ impl Reader<'_> {
             _ => Vec::new(),
         }
     }
-    fn path(&self, path: &str) -> Option<PathBuf> {
+    pub(crate) fn path(&self, path: &str) -> Option<PathBuf> {
         self.text(path).map(|text| self.base.join(text))
     }
 }
@@ -507,6 +510,8 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
 
     let libraries: Vec<PluginLibrary> =
         repeated("plugins.library[]").iter().filter_map(|table| plugin_library(table, &base, report)).collect();
+    let issuers: Vec<TokenIssuer> =
+        repeated("tokens.issuer[]").iter().filter_map(|table| tokens::parse(table, &base, report)).collect();
 
     let config = Config {
         file: file.to_owned(),
@@ -531,6 +536,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             tag: top.word("users.tag").chars().next().filter(|&c| !c.is_alphabetic()),
             password_cache: top.time("users.password_cache"),
         },
+        issuers,
         plugins: Plugins {
             path: top.words("plugins.path").iter().map(|path| base.join(path)).collect(),
             load: top.words("plugins.load"),
@@ -592,6 +598,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
     // A table that could not be read would only cause findings that are not true.
     let whole = config.listeners.len() == repeated("listener[]").len()
         && config.routes.len() == repeated("route[]").len()
+        && config.issuers.len() == repeated("tokens.issuer[]").len()
         && config.plugins.libraries.len() == repeated("plugins.library[]").len()
         && config.certificates.len() == repeated("tls.certificate[]").len();
     if whole && !report.has_errors() {
@@ -654,7 +661,7 @@ fn plugin_library(table: &Table, base: &Path, report: &mut Report) -> Option<Plu
 }
 
 /// A required text; says so when it is missing (not when it was written and is wrong).
-fn required(read: &Reader<'_>, path: &'static str, report: &mut Report) -> Option<String> {
+pub(crate) fn required(read: &Reader<'_>, path: &'static str, report: &mut Report) -> Option<String> {
     let text = read.text(path);
     if text.is_none() {
         missing(read.table, path, report);
@@ -662,7 +669,7 @@ fn required(read: &Reader<'_>, path: &'static str, report: &mut Report) -> Optio
     text
 }
 
-fn missing(table: &Table, path: &'static str, report: &mut Report) {
+pub(crate) fn missing(table: &Table, path: &'static str, report: &mut Report) {
     if !table.broken.contains(path) {
         let option = crate::options::find(path).expect("a row of the table (tested)");
         let remedy = format!("add: {} = {}", option.key(), option.example);
@@ -923,6 +930,7 @@ fn contradictions(config: &Config, report: &mut Report) {
             );
         }
     }
+    tokens::contradictions(config, report);
     for (index, library) in config.plugins.libraries.iter().enumerate() {
         let span = || Some(library.written.span("plugins.library[].id"));
         let (key, id) = ("plugins.library.id", &library.id);

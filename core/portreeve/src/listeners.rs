@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use plugin_host::{Registry, RemoteLibrary};
 use policy::{Recipients, RolePolicy, Settings};
-use sasl::MechanismName;
+use sasl::{EffectKind, MechanismName};
 use smtp::listener::{AuthOffer, Limits, Listener};
 
 use crate::config::{self, Config};
@@ -26,9 +26,13 @@ pub fn build(
                 offered.push(Arc::clone(mechanism) as Arc<dyn sasl::Mechanism>);
                 continue;
             }
-            offered.push(
-                registry.mechanism(&name, config.settings(name.as_str())).map_err(|error| told(error.to_string()))?,
-            );
+            let mechanism = registry.mechanism(&name, config.settings(name.as_str()));
+            let mechanism = mechanism.map_err(|error| told(error.to_string()))?;
+            // What nobody here can verify is not offered.
+            if mechanism.traits().needs & EffectKind::VerifyToken.need() != 0 && config.issuers.is_empty() {
+                continue;
+            }
+            offered.push(mechanism);
         }
     }
     let limits = &config.limits;

@@ -29,6 +29,7 @@ mod rights;
 mod roles;
 mod serve;
 mod terminal;
+mod tokens;
 mod users;
 mod values;
 

@@ -91,9 +91,13 @@ pub fn files(hop: &HopRoute) -> Vec<(PathBuf, Option<Zeroizing<Vec<u8>>>)> {
     files.map(|file| (file.clone(), std::fs::read(file).ok().map(Zeroizing::new))).collect()
 }
 
+/// The list of authorities that the system keeps.
+pub fn system_authorities() -> Option<PathBuf> {
+    SYSTEM_AUTHORITIES.iter().map(PathBuf::from).find(|file| file.is_file())
+}
+
 fn authorities(hop: &HopRoute) -> Result<PathBuf, String> {
-    let system = || SYSTEM_AUTHORITIES.iter().map(PathBuf::from).find(|file| file.is_file());
-    hop.authorities.clone().or_else(system).ok_or_else(|| {
+    hop.authorities.clone().or_else(system_authorities).ok_or_else(|| {
         "this system keeps no list of authorities where we look; install ca-certificates, or name a file".to_owned()
     })
 }
@@ -107,7 +111,8 @@ fn credentials(user: &str, file: &Path) -> Result<Credentials, String> {
         .map_err(|bad| format!("{}: {bad}; write the password into its first line", file.display()))
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, String> {
+/// A whole file, or why not.
+pub fn read(file: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(file)
         .map_err(|error| format!("{}: {error}; name a file that the server's user may read", file.display()))
 }

@@ -74,6 +74,13 @@ pub use session::{Facts, Received, State, TlsSession};
 pub use store::CertificateStore;
 pub use ticket::TicketKeys;
 
+/// For libraries that speak TLS with rustls themselves and take what the process has chosen: the same
+/// cryptography as everywhere here. May be called again.
+pub fn provide_for_others() {
+    // `Err` only says that it is there already.
+    let _ = provider::default_provider().install_default();
+}
+
 /// The library that does the cryptography; both offer the same interface for what is used here.
 mod provider {
     #[cfg(feature = "aws-lc")]

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use backend::directory::Epoch;
 use backend::serve::{Config as ServiceConfig, Control, Service};
+use backend::token::Issuer;
 use link::message::{Message, messages};
 use link::{Link, Role, sealed};
 use std::os::fd::AsFd as _;
@@ -16,7 +17,7 @@ use telemetry::{Board, Level};
 use super::{Secrets, Told, events, flush_at_end, give_up, tell};
 use crate::cli::exit;
 use crate::config::Config;
-use crate::users;
+use crate::{tokens, users};
 
 /// The word that workers compare before they believe their caches.
 struct SharedEpoch(Board);
@@ -38,7 +39,12 @@ pub fn run(mut startup: Startup) -> ExitCode {
         (Err(why), _) | (_, Err(why)) => return give_up(&startup.supervisor, &why),
     };
     let config = told.config;
+    let issuers = match tokens::make_all(&config) {
+        Ok(issuers) => issuers,
+        Err(why) => return give_up(&startup.supervisor, &why),
+    };
     let settings = ServiceConfig {
+        issuers: issuers.clone(),
         options: users::options(&config),
         ..ServiceConfig::new(config.users.file.clone(), *secrets.decoy)
     };
@@ -83,7 +89,9 @@ pub fn run(mut startup: Startup) -> ExitCode {
                     }
                 }
                 // What we were started with is no longer what is wanted: the supervisor starts us again.
-                Ok((_, Message::Config, Some(fd))) if is_changed(&config, fd.as_fd()) => return ControlFlow::Break(()),
+                Ok((_, Message::Config, Some(fd))) if is_changed(&config, &issuers, fd.as_fd()) => {
+                    return ControlFlow::Break(());
+                }
                 Ok((_, Message::Drain { .. }, _)) => {
                     let drained = Message::Drained;
                     let _ = service.say(drained.kind(), 0, |to| drained.encode(to));
@@ -105,10 +113,14 @@ pub fn run(mut startup: Startup) -> ExitCode {
     }
 }
 
-/// Whether a new configuration has other users, or another way to read them.
-fn is_changed(config: &Config, fd: std::os::fd::BorrowedFd<'_>) -> bool {
+/// Whether a new configuration has other users, another way to read them, or other issuers of tokens.
+fn is_changed(config: &Config, issuers: &[Issuer], fd: std::os::fd::BorrowedFd<'_>) -> bool {
     let next = sealed::read(fd).map_err(|error| error.to_string()).and_then(|octets| Told::decode(&octets));
     next.is_ok_and(|next| {
+        // Also when a file that one of them was made from holds something else now.
+        if tokens::make_all(&next.config).is_ok_and(|next| next != issuers) {
+            return true;
+        }
         let next = next.config.users;
         (&next.file, &next.postmaster, next.tag) != (&config.users.file, &config.users.postmaster, config.users.tag)
     })
