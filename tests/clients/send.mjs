@@ -15,8 +15,10 @@ const transport = nodemailer.createTransport({
   ignoreTLS: job.tls === 'none',
   // The certificate is self-signed and names mx.demo.test, so that is what it must name.
   tls: { servername: 'mx.demo.test', ca: readFileSync(job.certificate) },
-  auth: job.mechanism ? { user: job.user, pass: job.password } : undefined,
-  authMethod: job.mechanism ?? undefined,
+  auth: job.token
+    ? { type: 'OAuth2', user: job.user, accessToken: job.token }
+    : job.mechanism ? { user: job.user, pass: job.password } : undefined,
+  authMethod: job.token ? undefined : job.mechanism ?? undefined,
 });
 
 try {

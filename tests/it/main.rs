@@ -18,4 +18,5 @@ mod server;
 mod soak;
 mod splits;
 mod tidy;
+mod tokens;
 mod wire;

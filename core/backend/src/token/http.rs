@@ -56,6 +56,8 @@ impl Http {
             .max_redirects_will_error(false)
             // What the environment says about proxies is for somebody else.
             .proxy(None)
+            // A connection that the other side has closed meanwhile would cost somebody a login.
+            .max_idle_connections(0)
             .timeout_global(Some(issuer.timeout))
             .max_response_header_size(16 * 1024)
             .user_agent("portreeve")
