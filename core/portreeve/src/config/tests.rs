@@ -523,6 +523,9 @@ fn the_sample_names_every_option_and_means_nothing_until_changed() {
         opened.replace("bind = [\"0.0.0.0:25\", \"[::]:25\"]", "bind = [\"0.0.0.0:25\", \"[::]:25\"]\nauth = \"off\"");
     // The library of the example is not among the default ones.
     let opened = opened.replacen("\nid = \"example\"", "\nid = \"standard\"", 1);
+    // What belongs to one kind of issuer only stands there as an example.
+    let jwt = "kind = \"jwt\"\nkeys = \"k\"\nissuer = \"i\"\naudience = [\"a\"]";
+    let opened = opened.replacen("kind = \"jwt\"", jwt, 1);
     let found = report(&opened.replacen("\nauth = \"after-tls\"", "", 1).replacen(
         "kind = \"maildir\"",
         "kind = \"maildir\"\npath = \"m\"",
@@ -539,6 +542,37 @@ fn the_examples_are_good() {
         let (config, report) = parse(Path::new("/etc/portreeve/portreeve.toml"), &committed(&path));
         assert!(report.findings.is_empty(), "{path}:\n{}", report.render(false));
         assert!(config.is_some());
+    }
+}
+
+#[test]
+fn issuers_of_tokens() {
+    use crate::tokens::TokenKind;
+    let good = |more: &str| parse(Path::new("/etc/portreeve/portreeve.toml"), &format!("{GOOD}\n{more}\n"));
+    let jwt = "[[tokens.issuer]]\nkind = \"jwt\"\nkeys = \"jwks.json\"\nissuer = \"i\"\naudience = [\"a\"]\n";
+    let asks = "[[tokens.issuer]]\nkind = \"introspection\"\nname = \"x\"\nurl = \"http://localhost:8080/i\"\n\
+                client_id = \"c\"\nclient_secret_file = \"s\"\n";
+    let (config, report) = good(&format!("{jwt}{asks}"));
+    assert!(report.findings.is_empty(), "{}", report.render(false));
+    let issuers = config.expect("good").issuers;
+    assert_eq!((issuers[0].name.as_str(), issuers[0].claim.as_str()), ("i", "email"));
+    assert_eq!((issuers[1].name.as_str(), issuers[1].claim.as_str()), ("x", "username"));
+    assert!(matches!(&issuers[1].kind, TokenKind::Introspection { client: Some((_, file)), .. }
+        if file == Path::new("/etc/portreeve/s")));
+    for (more, wanted) in [
+        (asks.replace("http://localhost:8080", "http://login.example.org"), "without TLS whoever is on the way"),
+        (asks.lines().take(4).collect::<Vec<_>>().join("\n"), "lets anybody try tokens"),
+        ("[[tokens.issuer]]\nkind = \"file\"\nfile = \"t\"".into(), "whoever can read the file"),
+        (
+            "[[listener]]\nrole = \"mx\"\nname = \"b\"\nbind = [\"127.0.0.1:26\"]\ndomains = [\"example.org\"]\n\
+          mechanisms = [\"PLAIN\", \"XOAUTH2\"]"
+                .into(),
+            "XOAUTH2 is offered to nobody",
+        ),
+        (format!("{jwt}{jwt}"), "two issuers are called \"i\""),
+    ] {
+        let (_, report) = good(&more);
+        assert!(report.render(false).contains(wanted), "{more}: {}", report.render(false));
     }
 }
 
