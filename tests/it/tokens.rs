@@ -191,6 +191,9 @@ fn portreeve(table: &str, files: &[(&str, &str)]) -> Server {
         format!("\n[[tokens.issuer]]\n{table}\nopenid_configuration = \"{ISS}/.well-known/openid-configuration\"\n");
     let mechanisms = vec!["OAUTHBEARER", "XOAUTH2", "PLAIN"];
     let mut server = Server::prepare(Options { mechanisms, tables, ..Options::default() });
+    // A client that was told an address names that as the host it has connected to.
+    let hosts = format!("\n[mechanism.OAUTHBEARER]\nhosts = [\"{}\"]\n", server.ip);
+    server.write_config(&(server.config() + &hosts));
     for (name, text) in files {
         std::fs::write(server.path(name), text).expect("a file");
     }
@@ -399,8 +402,11 @@ fn without_an_issuer_no_bearer_mechanism_is_offered() {
 
 // ---------------------------------------------------------------- clients
 
+/// Sends a message: server, mechanism, token, file. Whether that went well, and what was said.
+type Send<'a> = &'a dyn Fn(&Server, &str, &str, &str) -> (bool, String);
+
 /// Sends with a good token and a bad one; `run` gets mechanism, token and a file with the message.
-fn exercise(client: &str, mechanisms: &[&'static str], run: &dyn Fn(&Server, &str, &str, &str) -> (bool, String)) {
+fn exercise(client: &str, mechanisms: &[&'static str], run: Send<'_>) {
     let signer = Signer::new();
     let issuer = Issuer::start(Mood::Answer(signer.key_set()));
     let server = by_signature(&issuer);
@@ -479,7 +485,7 @@ fn msmtp_with_a_token() {
     if !present("msmtp", command_exists("msmtp")) {
         return;
     }
-    exercise("msmtp", &["XOAUTH2"], &|server, mechanism, token, message| {
+    exercise("msmtp", &["OAUTHBEARER", "XOAUTH2"], &|server, mechanism, token, message| {
         let mut command = Command::new("msmtp");
         command.args(["--file=/dev/null", "--domain=client.example", "--debug", "--timeout=15"]);
         command.args([format!("--host={}", server.ip), format!("--port={}", server.submission().port())]);
