@@ -427,6 +427,7 @@ fn answer<'a>(question: &Question<'a>) -> (String, Option<Answer<'a>>) {
         }
         Question::FetchKey { authcid, .. } => (format!("key {}", text(authcid)), None),
         Question::VerifyExternal { authzid, .. } => (format!("external {}", text(authzid)), None),
+        Question::VerifyToken { authzid, .. } => (format!("token {}", text(authzid)), None),
         Question::Recipient { address } => {
             let answer = match address.split('@').next() {
                 Some("silent") => None,
