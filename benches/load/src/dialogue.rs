@@ -7,8 +7,8 @@ use std::time::Instant;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use smtp::client::{
-    Channel, Class, Cleartext, Client, Credentials, Login, Mechanism, Message, Next, Protocol, RecipientResult,
-    Settings, Stage, StartTls, Use,
+    Channel, ChannelBindings, Class, Cleartext, Client, Credentials, Login, Mechanism, Message, Next, Protocol,
+    RecipientResult, Settings, Stage, StartTls, Use,
 };
 use smtp::envelope::{Body, Envelope, Notify, Recipient};
 
@@ -107,9 +107,8 @@ impl Spec {
             Self { scenario: scenario.clone(), settings: Vec::new(), scripts: Vec::new(), text: text(scenario) };
         let scripted = match scenario.kind {
             Kind::Connect | Kind::HalfOpen | Kind::Idle | Kind::Rude => true,
-            Kind::Login => scenario.mechanism.as_deref().is_some_and(is_token),
             Kind::Submit | Kind::Slow => scenario.pipelining == Pipelining::Stream,
-            Kind::WrongPassword => false,
+            Kind::Login | Kind::WrongPassword => false,
         };
         if scripted {
             spec.scripts = scripts(scenario, &spec.text)?;
@@ -120,6 +119,12 @@ impl Spec {
             }
         }
         Ok(spec)
+    }
+
+    /// Whether a login may be bound to the TLS connection: what it can be bound by is not free.
+    pub fn may_bind(&self) -> bool {
+        let binds = |login: &Login| login.mechanisms.iter().any(|mechanism| mechanism.binds_channel());
+        self.settings.first().and_then(|settings| settings.login.as_ref()).is_some_and(binds)
     }
 
     /// The dialogue of session number `n`.
@@ -161,26 +166,35 @@ fn settings(scenario: &Scenario, user: u32) -> Result<Settings, String> {
     settings.starttls = if scenario.tls == Tls::Starttls { StartTls::Required } else { StartTls::Never };
     settings.pipelining = if scenario.pipelining == Pipelining::Never { Use::Never } else { Use::IfOffered };
     settings.chunking = if scenario.bdat { Use::IfOffered } else { Use::Never };
-    if let Some(name) = &scenario.user {
-        let wrong = format!("not {}", scenario.password);
-        let password = if scenario.kind == Kind::WrongPassword { &wrong } else { &scenario.password };
-        let credentials =
-            Credentials::new(&numbered(name, user), "", password).map_err(|error| format!("{name}: {error}"))?;
-        let mut login = Login::new(Arc::new(credentials));
+    let wanted = match &scenario.mechanism {
+        None => None,
+        Some(name) => {
+            Some(Mechanism::named(name).ok_or_else(|| format!("mechanism {name:?}: known are {}", mechanisms()))?)
+        }
+    };
+    if let Some(name) = scenario.user.as_deref().or((wanted == Some(Mechanism::External)).then_some("")) {
+        let name = numbered(name, user);
+        let wrong = format!("not-{}", scenario.password);
+        let secret = if scenario.kind == Kind::WrongPassword { &wrong } else { &scenario.password };
+        let credentials = match wanted {
+            Some(Mechanism::External) => Credentials::external(&name),
+            Some(wanted) if wanted.takes_token() => Credentials::token(&name, secret),
+            _ => Credentials::new(&name, "", secret),
+        };
+        let mut login = Login::new(Arc::new(credentials.map_err(|error| format!("{name}: {error}"))?));
         // Measured, not protected: the passwords are those of a test.
         login.cleartext = Cleartext::Allow;
-        if let Some(wanted) = &scenario.mechanism {
-            let known = Mechanism::ALL.into_iter().find(|mechanism| mechanism.name().eq_ignore_ascii_case(wanted));
-            let Some(known) = known else { return Err(format!("mechanism {wanted:?}: {MECHANISMS}")) };
-            login.mechanisms = vec![known];
+        if let Some(wanted) = wanted {
+            login.mechanisms = vec![wanted];
         }
         settings.login = Some(login);
     }
     Ok(settings)
 }
 
-const MECHANISMS: &str = "PLAIN, LOGIN, CRAM-MD5 and SCRAM-SHA-256 can be used; for `login` also OAUTHBEARER, XOAUTH2 \
-                          and EXTERNAL";
+fn mechanisms() -> String {
+    Mechanism::ALL.map(Mechanism::name).join(", ")
+}
 
 // -------------------------------------------------------------------------------------- content
 
@@ -269,6 +283,10 @@ impl Talk {
                 Next::Delivered => {
                     self.look(now, notes);
                     self.more(out, random, now)
+                }
+                Next::Ready if self.left > 0 && self.spec.scenario.bdat && !self.client.peer().chunking => {
+                    // DATA instead would be another measurement than the one that was asked for.
+                    return Err(Trouble::new("EHLO", "no CHUNKING", "the server does not offer it"));
                 }
                 Next::Ready => self.more(out, random, now),
                 Next::Closed => return self.closed(),
@@ -453,7 +471,10 @@ impl Script {
         let response = match mechanism.as_str() {
             "XOAUTH2" => format!("user={name}\x01auth=Bearer {password}\x01\x01"),
             // RFC 7628 §3.1
-            "OAUTHBEARER" => format!("n,a={name},\x01auth=Bearer {password}\x01\x01"),
+            "OAUTHBEARER" => {
+                let name = name.replace('=', "=3D").replace(',', "=2C");
+                format!("n,a={name},\x01auth=Bearer {password}\x01\x01")
+            }
             "EXTERNAL" => name,
             _ => format!("\0{name}\0{password}"),
         };
@@ -690,6 +711,13 @@ impl Dialogue {
                 let (used, next) = talk.client.receive(received, out);
                 talk.follow(next, out, random, now, notes).map(|then| (used, then))
             }
+        }
+    }
+
+    /// The handshake is over: what the connection can be bound by.
+    pub fn bind(&mut self, bindings: ChannelBindings) {
+        if let Self::Client(talk) = self {
+            talk.client.bind(bindings);
         }
     }
 

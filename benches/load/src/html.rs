@@ -22,6 +22,9 @@ pub fn page(report: &Report) -> String {
         escape(&report.machine.cpu),
         escape(&report.machine.kernel),
     );
+    if !report.server_greeting.is_empty() {
+        let _ = writeln!(to, "<p class=\"sub\">The server calls itself: {}</p>", escape(&report.server_greeting));
+    }
     for warning in &report.warnings {
         let _ = writeln!(to, "<p class=\"warning\">{}</p>", escape(warning));
     }

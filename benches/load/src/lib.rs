@@ -15,6 +15,7 @@
 
 pub mod compare;
 pub mod dialogue;
+pub mod doubts;
 pub mod ground;
 pub mod html;
 pub mod live;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use portreeve_load::plan::{Arrivals, Kind, Permission, Pipelining, Plan, Scenario, Tls};
+use portreeve_load::plan::{Arrivals, ChannelBinding, Kind, Permission, Pipelining, Plan, Scenario, Tls};
 use portreeve_load::result::Report;
 use portreeve_load::run::{Options, run};
 use portreeve_load::sizes::Sizes;
@@ -201,10 +201,14 @@ struct RunArgs {
     /// File whose first line is the password, or the token.
     #[arg(long, value_name = "FILE", help_heading = "Login")]
     password_file: Option<PathBuf>,
-    /// PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-256; for `login` also OAUTHBEARER, XOAUTH2, EXTERNAL. The strongest that is
-    /// offered otherwise.
+    /// PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-1, SCRAM-SHA-256, SCRAM-SHA-512, each of these three also with -PLUS,
+    /// OAUTHBEARER, XOAUTH2 (the password is the token), EXTERNAL (with --client-cert). The strongest that takes a
+    /// password and is offered otherwise. Idle sessions and --pipelining stream: PLAIN, a token or EXTERNAL.
     #[arg(long, value_name = "NAME", help_heading = "Login")]
     mechanism: Option<String>,
+    /// What -PLUS binds the login to TLS by; otherwise tls-exporter in TLS 1.3, tls-server-end-point in TLS 1.2.
+    #[arg(long, value_enum, help_heading = "Login")]
+    channel_binding: Option<ChannelBinding>,
 
     /// Envelope sender; the user otherwise.
     #[arg(long, value_name = "ADDRESS", help_heading = "Messages")]
@@ -418,6 +422,7 @@ fn flags(args: &RunArgs, scenario: &mut Scenario) {
     if let Some(size) = &args.size {
         scenario.size = size.clone();
     }
+    scenario.channel_binding = args.channel_binding.or(scenario.channel_binding);
     scenario.resume = args.resume.unwrap_or(scenario.resume);
     scenario.users = args.users.unwrap_or(scenario.users);
     scenario.recipients = args.recipients.unwrap_or(scenario.recipients);

@@ -147,6 +147,16 @@ pub enum Tls {
     Implicit,
 }
 
+/// What a login is bound to the TLS connection by (SCRAM with -PLUS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChannelBinding {
+    /// RFC 9266; TLS 1.3 only.
+    TlsExporter,
+    /// RFC 5929 §4: the server's certificate.
+    TlsServerEndPoint,
+}
+
 /// How messages of one connection follow each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -202,6 +212,9 @@ pub struct Scenario {
     /// SASL mechanism; the strongest that is offered otherwise.
     #[serde(default)]
     pub mechanism: Option<String>,
+    /// What SCRAM with -PLUS binds by; otherwise the exporter in TLS 1.3, the certificate in TLS 1.2.
+    #[serde(default)]
+    pub channel_binding: Option<ChannelBinding>,
     /// User; `{n}` becomes a number below `users`.
     #[serde(default)]
     pub user: Option<String>,
@@ -279,6 +292,7 @@ impl Scenario {
             client_key: None,
             lmtp: false,
             mechanism: None,
+            channel_binding: None,
             user: None,
             users: 1,
             password: String::new(),
@@ -376,8 +390,8 @@ impl Plan {
                 scenario.password = text.lines().next().unwrap_or_default().to_owned();
             }
             let needs_login = matches!(scenario.kind, Kind::Login | Kind::WrongPassword);
-            let external = scenario.mechanism.as_deref() == Some("EXTERNAL");
-            if needs_login && scenario.user.is_none() {
+            let external = scenario.mechanism.as_deref().is_some_and(|name| name.eq_ignore_ascii_case("EXTERNAL"));
+            if needs_login && scenario.user.is_none() && !external {
                 return wrong("needs a user (--user, and --password-file)");
             }
             if scenario.user.is_some() && scenario.password.is_empty() && !external {
@@ -385,6 +399,11 @@ impl Plan {
             }
             if !(scenario.weight.is_finite() && scenario.weight >= 0.0) {
                 return wrong("weight is negative");
+            }
+            if scenario.mechanism.as_deref().is_some_and(|name| name.to_ascii_uppercase().ends_with("-PLUS"))
+                && scenario.tls == Tls::None
+            {
+                return wrong("a mechanism with -PLUS needs TLS to be bound to (--tls or --starttls)");
             }
             if !(0.0..=1.0).contains(&scenario.resume) {
                 return wrong("resume is a share between 0 and 1");

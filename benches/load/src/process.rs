@@ -34,10 +34,12 @@ pub fn family(root: u32) -> Vec<u32> {
     pids
 }
 
-/// Reads the usage of `root` and its descendants.
+/// Reads the usage of `root` and its descendants, with what those have used that have ended since: servers that
+/// fork for each connection would cost nothing otherwise.
 pub fn usage(root: u32) -> Usage {
     let mut usage = Usage::default();
     for pid in family(root) {
+        usage.cpu += of_ended_children(pid);
         let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
         usage.processes += 1;
         for task in tasks.flatten() {
@@ -55,6 +57,16 @@ pub fn usage(root: u32) -> Usage {
         }
     }
     usage
+}
+
+/// Time on a processor of children that have ended and were waited for, and of theirs.
+fn of_ended_children(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // `pid (name) state …`; the name may hold anything, so count from its end: cutime and cstime, in ticks.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = number(fields, 13) + number(fields, 14);
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    Duration::from_secs_f64(ticks as f64 / per_second as f64)
 }
 
 /// The usage once it stands still: a server still closes sockets and writes its log after the last reply.
@@ -91,4 +103,24 @@ fn number(text: &str, place: usize) -> u64 {
 
 fn last_number(line: &str) -> u64 {
     line.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_children_have_used_is_counted() {
+        let before = usage(std::process::id());
+        // Nothing but its own time: a loop in a shell that ends.
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"])
+            .spawn()
+            .expect("a shell");
+        assert!(child.wait().expect("our child").success());
+        let own = |usage: Usage| usage.cpu.saturating_sub(before.cpu);
+        let used = own(usage(std::process::id()));
+        assert!(used >= Duration::from_millis(20), "{used:?}");
+        assert!(family(std::process::id()).contains(&std::process::id()));
+    }
 }

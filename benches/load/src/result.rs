@@ -27,6 +27,8 @@ pub struct Report {
     pub time: String,
     /// Where.
     pub machine: Machine,
+    /// What the server called itself in its first greeting.
+    pub server_greeting: String,
     /// What was to be done, complete, without secrets.
     pub plan: Option<Plan>,
     /// Sessions that ended as they should.
@@ -356,6 +358,9 @@ impl Report {
         let mut line = |name: &str, text: String| {
             let _ = writeln!(to, "{name:<13}{text}");
         };
+        if !self.server_greeting.is_empty() {
+            line("server", self.server_greeting.clone());
+        }
         if self.connections + self.failed > 0 {
             let failed = if self.failed > 0 { format!(", {} failed", self.failed) } else { String::new() };
             let rate = self.connections as f64 / seconds;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use crate::doubts;
 use crate::live::Live;
 use crate::machine::{self, Machine};
 use crate::plan::{Kind, Plan};
@@ -26,12 +27,6 @@ pub struct Options {
     pub stop: Arc<AtomicBool>,
 }
 
-/// A load process that uses more of its processor than this may be what was measured.
-const BUSY_MAX: f64 = 0.9;
-/// Share of the time that a load process may wait for a processor.
-const DELAYED_MAX: f64 = 0.1;
-/// How late an open loop may be at p99, of the p99 that it measured.
-const LATE_MAX: f64 = 0.25;
 /// A load process that says nothing for so long is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
@@ -88,6 +83,7 @@ struct Run<'a> {
     timeline: Vec<Moment>,
     last_second: Instant,
     last_usage: Option<Usage>,
+    greeting: String,
 }
 
 /// Does what a checked plan says.
@@ -119,6 +115,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
         timeline: Vec::new(),
         last_second: now,
         last_usage: usage_before,
+        greeting: String::new(),
     };
 
     // Idle sessions first: what is measured beside them is measured beside all of them.
@@ -190,6 +187,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
         server.context_switches = end.context_switches.saturating_sub(begin.context_switches);
     }
     run.own_side(&mut report);
+    report.server_greeting = std::mem::take(&mut run.greeting);
     report.timeline = std::mem::take(&mut run.timeline);
     Ok(report)
 }
@@ -310,7 +308,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn add(&mut self, index: usize, tick: Tick) {
+    fn add(&mut self, index: usize, mut tick: Tick) {
+        if self.greeting.is_empty() {
+            self.greeting = std::mem::take(&mut tick.greeting);
+        }
         self.sum.add(&tick);
         self.second.add(&tick);
         let loader = &mut self.loaders[index];
@@ -413,40 +414,6 @@ impl Run<'_> {
         client.cpu_share_max = self.loaders.iter().map(|loader| loader.busiest).fold(0.0, f64::max);
         let wall: Duration = self.loaders.iter().map(|loader| loader.wall).sum();
         client.delayed_share = share(self.loaders.iter().map(|loader| loader.delayed).sum(), wall);
-        let warnings = &mut report.warnings;
-        if client.cpu_share_max > BUSY_MAX {
-            warnings.push(format!(
-                "a load process used {:.0} % of its processor: rate and latency are its own limit (use more --processes, \
-                 or less load)",
-                client.cpu_share_max * 100.0
-            ));
-        }
-        if client.delayed_share > DELAYED_MAX {
-            warnings.push(format!(
-                "load processes waited for a processor {:.0} % of the time: others on this machine, perhaps the server \
-                 itself, are in the latencies",
-                client.delayed_share * 100.0
-            ));
-        }
-        if self.plan.rate.is_some() {
-            let (late, p99) = (client.late_us.p99, report.latency_us.p99);
-            if late as f64 > LATE_MAX * p99 as f64 && late > 1000 {
-                warnings.push(format!(
-                    "sessions began up to {:.1} ms (p99) after their intended start: at the limit of --concurrency, or this \
-                     program was too slow",
-                    late as f64 / 1000.0
-                ));
-            }
-            let wanted = self.plan.rate.unwrap_or_default() * report.seconds;
-            let begun = report.connections + report.failed;
-            if self.plan.count.is_none() && (begun as f64) < 0.95 * wanted {
-                warnings.push(format!("only {begun} sessions of {wanted:.0} were begun: the rate was not reached"));
-            }
-        }
-        if report.latency_us == Default::default() && self.plan.has_mix() {
-            warnings.push("no session ended as it should: there is nothing to be measured".to_owned());
-        } else if report.failed > 0 {
-            warnings.push("sessions failed: latencies are those of the others".to_owned());
-        }
+        report.warnings = doubts::of(self.plan, report);
     }
 }

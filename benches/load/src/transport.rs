@@ -12,7 +12,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, SignatureScheme};
 use socket2::{Domain, Socket, Type};
 
-use crate::plan::Scenario;
+use smtp::client::ChannelBindings;
+
+use crate::plan::{ChannelBinding, Scenario};
 
 /// Octets to and from a server.
 pub struct Transport {
@@ -72,6 +74,23 @@ impl Transport {
         let group = tls.negotiated_key_exchange_group().map(|group| group.name());
         let words = format!("{:?} {:?} {group:?}", tls.protocol_version()?, tls.negotiated_cipher_suite()?.suite());
         Some((words, tls.handshake_kind() == Some(HandshakeKind::Resumed)))
+    }
+
+    /// What a login can be bound to this connection by; the exporter where nothing is asked for and it may be used
+    /// (RFC 9266 §3: not before TLS 1.3 without more ado).
+    pub fn bindings(&self, wanted: Option<ChannelBinding>) -> io::Result<ChannelBindings> {
+        let mut bindings = ChannelBindings::default();
+        let Some(tls) = &self.tls else { return Ok(bindings) };
+        let is_new = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
+        match wanted {
+            Some(ChannelBinding::TlsServerEndPoint) => bindings.server_end_point = end_point(tls),
+            None if !is_new => bindings.server_end_point = end_point(tls),
+            Some(ChannelBinding::TlsExporter) | None => {
+                let exported = tls.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", None);
+                bindings.exporter = Some(exported.map_err(io::Error::other)?);
+            }
+        }
+        Ok(bindings)
     }
 
     /// Octets that wait to be sent.
@@ -158,6 +177,10 @@ impl Transport {
         let socket = Socket::from(std::net::TcpStream::from(self.stream));
         let _ = socket.set_linger(Some(std::time::Duration::ZERO));
     }
+}
+
+fn end_point(tls: &ClientConnection) -> Option<Box<[u8]>> {
+    Some(tls::server_end_point_of(tls.peer_certificates()?.first()?)?.as_ref().into())
 }
 
 /// TLS of one scenario.

@@ -58,6 +58,8 @@ pub struct Tick {
     pub troubles: Vec<Troubles>,
     /// TLS version, suite and key exchange, with their number.
     pub tls: BTreeMap<String, u64>,
+    /// The first greeting, without its code.
+    pub greeting: String,
 }
 
 /// Values and how often they came: a histogram on its way.
@@ -129,6 +131,9 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Kinds of trouble that are told apart.
 const TROUBLES_MAX: usize = 200;
 
+/// Characters of a greeting that are kept.
+const GREETING_MAX: usize = 200;
+
 const STDIN: Token = Token(usize::MAX);
 const TIMER: Token = Token(usize::MAX - 1);
 
@@ -194,6 +199,8 @@ struct Worker {
     /// Intended start of the next session in an open loop.
     next: Instant,
     next_noop: Instant,
+    /// What the server says of itself; told once.
+    greeting: Option<String>,
     interval: Interval,
 }
 
@@ -264,6 +271,7 @@ impl Worker {
             active: 0,
             next: start,
             next_noop: start,
+            greeting: None,
             interval,
             plan,
         })
@@ -585,13 +593,22 @@ impl Worker {
             if session.transport.is_handshaking() {
                 continue;
             }
+            if self.greeting.is_none() {
+                self.greeting = greeting(&session.received);
+            }
             if !session.secured
                 && let Some((words, resumed)) = session.transport.tls_words()
             {
                 session.secured = true;
                 *self.interval.tls.entry(words).or_default() += 1;
                 self.interval.counts[usize::from(session.scenario)].resumed += u64::from(resumed);
-                if self.plan.scenarios[usize::from(session.scenario)].tls == Tls::Starttls {
+                let scenario = usize::from(session.scenario);
+                if self.specs[scenario].may_bind() {
+                    let wanted = self.plan.scenarios[scenario].channel_binding;
+                    let failed = |error: io::Error| Trouble::new("TLS handshake", "no binding", error.to_string());
+                    session.dialogue.bind(session.transport.bindings(wanted).map_err(failed)?);
+                }
+                if self.plan.scenarios[scenario].tls == Tls::Starttls {
                     self.out.clear();
                     let then = session.dialogue.tls_started(&mut self.out, &mut self.random, now, notes)?;
                     if self.follow(slot, session, then, now)? {
@@ -830,6 +847,8 @@ impl Worker {
                 })
                 .collect(),
             tls: std::mem::take(&mut interval.tls),
+            // Empty from the second time on.
+            greeting: self.greeting.as_mut().map(std::mem::take).unwrap_or_default(),
         };
         (interval.since, interval.cpu, interval.delayed) = (now, own.0, own.1);
         let mut line = serde_json::to_vec(&tick).map_err(io::Error::other)?;
@@ -845,6 +864,13 @@ impl Interval {
         let place = &mut self.histograms[scenario][which];
         place.get_or_insert_with(histogram).saturating_record(micros.max(1));
     }
+}
+
+/// The words of a whole greeting: mostly they name the program and its version.
+fn greeting(received: &[u8]) -> Option<String> {
+    let line = received.split(|&octet| octet == b'\n').next().filter(|line| line.len() < received.len())?;
+    let words = String::from_utf8_lossy(line.strip_prefix(b"220")?.get(1..)?).into_owned();
+    Some(words.chars().filter(|c| !c.is_control()).take(GREETING_MAX).collect())
 }
 
 fn pairs(histogram: Histogram<u64>) -> Pairs {

@@ -9,7 +9,8 @@
 //!
 //! A driver does what [`Next`] says, and before that sends what was appended to `out`:
 //!
-//! - It connects (and shakes hands, where TLS is implicit), makes a [`Client`], and reads.
+//! - It connects (and shakes hands, where TLS is implicit), makes a [`Client`], and reads. After a handshake it may
+//!   tell what the connection can be [bound](Client::bind) by.
 //! - [`Client::receive`] takes what was read. After `Ready` come [`Client::deliver`] or [`Client::quit`], or
 //!   nothing: an idle connection is watched by reading, and [`Client::lost`] tells that it ended.
 //! - On `Write` it hands message octets to [`Client::body`], in pieces as large as it likes to buffer.
@@ -64,21 +65,24 @@
 //! ```
 
 mod body;
+mod credentials;
 mod extensions;
 mod failure;
 mod fuzz;
 mod machine;
 mod reply;
 mod sasl;
+mod scram;
 mod settings;
 mod transaction;
 
+pub use credentials::{BadCredentials, Credentials};
 pub use extensions::Extensions;
 pub use failure::{Class, Failure, Stage};
 pub use fuzz::fuzz_server;
 pub use machine::{Channel, Client, Next};
 pub use reply::Enhanced;
-pub use sasl::{BadCredentials, Credentials, Mechanism};
+pub use sasl::{ChannelBindings, Mechanism};
 pub use settings::{BadName, Cleartext, EightBit, Login, Protocol, Settings, StartTls, Use};
 pub use transaction::{Answer, Message, RecipientResult};
 

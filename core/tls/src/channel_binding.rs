@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::KeyLog;
-use x509_parser::prelude::X509Certificate;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 use zeroize::Zeroizing;
 
@@ -96,6 +96,13 @@ impl KeyType for Octets {
     fn len(&self) -> usize {
         self.0
     }
+}
+
+/// The tls-server-end-point of a certificate in DER, for clients. None where that is undefined, and of what is no
+/// certificate.
+pub fn server_end_point_of(der: &[u8]) -> Option<Arc<[u8]>> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    server_end_point(der, &certificate)
 }
 
 /// The tls-server-end-point of a certificate: hashed as its signature is, but never by less than SHA-256.

@@ -63,7 +63,7 @@ mod ticket;
 mod test_peer;
 
 pub use certificate::{Certificate, CertificateSet, Pem};
-pub use channel_binding::ChannelBinding;
+pub use channel_binding::{ChannelBinding, server_end_point_of};
 pub use client::{ClientError, ClientSession, ClientTls, Trust};
 pub use client_certificate::{ClientIdentity, check_authorities};
 pub use error::{CertificateError, TlsError};

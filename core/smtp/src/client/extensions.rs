@@ -30,13 +30,18 @@ pub struct Extensions {
     /// RFC 4954, with mechanisms that we know or not.
     pub auth: bool,
     /// One bit for each mechanism that we know.
-    mechanisms: u8,
+    mechanisms: u16,
 }
 
 impl Extensions {
     /// Whether AUTH lists this mechanism.
     pub fn offers(&self, mechanism: Mechanism) -> bool {
         self.mechanisms & mechanism.bit() != 0
+    }
+
+    /// Whether AUTH lists a mechanism with channel binding.
+    pub(crate) fn binds_channel(&self) -> bool {
+        Mechanism::ALL.iter().any(|&mechanism| mechanism.binds_channel() && self.offers(mechanism))
     }
 
     /// The peer does not take it, whatever it said.
@@ -57,8 +62,8 @@ impl Extensions {
         } else if is("AUTH") {
             self.auth = true;
             for word in words {
-                let known = Mechanism::ALL.iter().find(|known| word.eq_ignore_ascii_case(known.name().as_bytes()));
-                self.mechanisms |= known.map_or(0, |known| known.bit());
+                let known = std::str::from_utf8(word).ok().and_then(Mechanism::named);
+                self.mechanisms |= known.map_or(0, Mechanism::bit);
             }
         } else {
             let flags: [(&str, &mut bool); 8] = [

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::extensions::Extensions;
 use super::failure::{Class, Failure, Stage, Verdict};
 use super::reply::{Enhanced, Reader};
-use super::sasl::{Exchange, Mechanism};
-use super::settings::{Cleartext, Protocol, Settings, StartTls, Use};
+use super::sasl::{ChannelBindings, Exchange, Gs2, Mechanism};
+use super::settings::{Cleartext, Login, Protocol, Settings, StartTls, Use};
 use super::transaction::{Command, Message, RecipientResult, SMALL_OCTETS_MAX, Transaction};
 
 /// One connection to an SMTP or LMTP server, without the connection.
@@ -22,6 +22,7 @@ pub struct Client {
     reply: Reader,
     peer: Extensions,
     exchange: Option<Box<Exchange>>,
+    bindings: Option<Box<ChannelBindings>>,
     transaction: Transaction,
     /// The next MAIL needs a RSET before it.
     unclean: bool,
@@ -98,6 +99,7 @@ impl Client {
             reply: Reader::default(),
             peer: Extensions::default(),
             exchange: None,
+            bindings: None,
             transaction: Transaction::default(),
             unclean: false,
             delivered: false,
@@ -105,6 +107,13 @@ impl Client {
             failure: None,
             entropy,
         }
+    }
+
+    /// What the TLS connection can be bound by; without it no mechanism with channel binding is used. To be told
+    /// before the reply to EHLO comes.
+    pub fn bind(&mut self, bindings: ChannelBindings) {
+        let some = bindings.exporter.is_some() || bindings.server_end_point.is_some();
+        self.bindings = some.then(|| Box::new(bindings));
     }
 
     /// What the peer offers.
@@ -356,7 +365,9 @@ impl Client {
         let clear = self.channel == Channel::Clear && login.cleartext == Cleartext::Refuse;
         let usable = |mechanism: &&Mechanism| {
             let hidden = !(clear && mechanism.is_plaintext());
-            self.peer.offers(**mechanism) && hidden && login.credentials.fit(**mechanism)
+            let can_bind = self.channel == Channel::Tls && self.bindings.is_some();
+            let bound = can_bind || !mechanism.binds_channel();
+            self.peer.offers(**mechanism) && hidden && bound && login.credentials.fit(**mechanism)
         };
         match login.mechanisms.iter().find(usable) {
             Some(&mechanism) => {
@@ -367,6 +378,18 @@ impl Client {
                 let text = "peer offers no mechanism that may be used on this connection";
                 self.unfit(Stage::Auth, Enhanced::new(4, 7, 0), text);
             }
+        }
+    }
+
+    /// What is said of channel binding. That we would bind is said only where we would: a server that offers it
+    /// takes that for somebody's hand in between (RFC 5802 §6).
+    fn gs2(&self, login: &Login, mechanism: Mechanism) -> Gs2<'_> {
+        match self.bindings.as_deref().filter(|_| self.channel == Channel::Tls) {
+            Some(bindings) if mechanism.binds_channel() => Gs2::Bound(bindings),
+            Some(_) if login.mechanisms.iter().any(|other| other.binds_channel()) && !self.peer.binds_channel() => {
+                Gs2::Would
+            }
+            _ => Gs2::No,
         }
     }
 
@@ -489,10 +512,15 @@ impl Client {
             }
             State::Auth if !self.asked => {
                 self.asked = true;
-                let (Some(login), Some(exchange)) = (&self.settings.login, &mut self.exchange) else { return };
-                if !exchange.has_begun() {
-                    exchange.begin(&login.credentials, &self.entropy, out);
-                } else if let Err(fault) = exchange.respond(&self.reply.text, &login.credentials, out) {
+                let (Some(login), Some(mut exchange)) = (&self.settings.login, self.exchange.take()) else { return };
+                let outcome = if exchange.has_begun() {
+                    exchange.respond(&self.reply.text, &login.credentials, out)
+                } else {
+                    exchange.begin(&login.credentials, &self.entropy, self.gs2(login, exchange.mechanism), out);
+                    Ok(())
+                };
+                self.exchange = Some(exchange);
+                if let Err(fault) = outcome {
                     self.broken(fault);
                 }
             }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::path;
 
-use super::sasl::{Credentials, Mechanism};
+use super::credentials::Credentials;
+use super::sasl::Mechanism;
 
 /// What is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -754,6 +754,51 @@ fn starttls() {
     }
 }
 
+/// What is said of channel binding: `p` where both can, `y` where only we can, `n` where we are told not to; a
+/// server that had its offer struck out on the way hears `y` and knows (RFC 5802 §6).
+#[test]
+fn channel_binding() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    let exporter = || ChannelBindings { exporter: Some([1; 32]), server_end_point: None };
+    let plain = "SCRAM-SHA-1 SCRAM-SHA-256";
+    let both = "PLAIN SCRAM-SHA-256 SCRAM-SHA-256-PLUS SCRAM-SHA-1-PLUS";
+    for (channel, bindings, only, offered, expect) in [
+        (Channel::Tls, exporter(), None, both, "SCRAM-SHA-256-PLUS p=tls-exporter,,"),
+        (Channel::Tls, exporter(), None, plain, "SCRAM-SHA-256 y,,"),
+        (Channel::Tls, exporter(), Some(Mechanism::ScramSha256), both, "SCRAM-SHA-256 n,,"),
+        (Channel::Tls, exporter(), Some(Mechanism::ScramSha256), plain, "SCRAM-SHA-256 n,,"),
+        (Channel::Tls, ChannelBindings::default(), None, both, "SCRAM-SHA-256 n,,"),
+        (Channel::Clear, exporter(), None, both, "SCRAM-SHA-256 n,,"),
+        (Channel::Tls, ChannelBindings::default(), Some(Mechanism::ScramSha1Plus), both, ""),
+        (Channel::Tls, exporter(), Some(Mechanism::OauthBearer), "OAUTHBEARER", ""),
+    ] {
+        let settings = settings(|settings| {
+            login(settings);
+            if let (Some(login), Some(only)) = (&mut settings.login, only) {
+                login.mechanisms = vec![only];
+            }
+        });
+        let mut client = Client::new(settings, channel, [7; 24]);
+        client.bind(bindings);
+        let mut out = Vec::new();
+        client.receive(b"220 s\r\n", &mut out);
+        out.clear();
+        client.receive(format!("250-s\r\n250 AUTH {offered}\r\n").as_bytes(), &mut out);
+        let said = String::from_utf8(out).unwrap();
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let heard = match words[..] {
+            ["AUTH", name, initial] => {
+                let initial = String::from_utf8(STANDARD.decode(initial).unwrap()).unwrap();
+                format!("{name} {}", initial.split("n=alice").next().unwrap())
+            }
+            _ => String::new(),
+        };
+        assert_eq!(heard, expect, "{offered}: {said}");
+        assert_eq!(client.failure().is_some(), expect.is_empty());
+    }
+}
+
 #[test]
 fn auth() {
     let greeted = "S: 220 s\nC: EHLO c.example\nS: 250-s\nS: 250-AUTH PLAIN LOGIN X\nS: 250 STARTTLS\n";
