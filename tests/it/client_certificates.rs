@@ -15,10 +15,10 @@ use crate::server::{Options, PATIENCE, Server, feed};
 use crate::wire::{Wire, tls_with};
 
 /// An authority that issues to clients.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -31,7 +31,7 @@ impl Authority {
     }
 
     /// A client's certificate and key.
-    fn issue(&self, common_name: &str, mail: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    pub fn issue(&self, common_name: &str, mail: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, common_name);
         let mail = mail.iter().map(|name| SanType::Rfc822Name((*name).try_into().expect("ASCII")));
@@ -43,7 +43,7 @@ impl Authority {
 }
 
 /// A server that asks its clients for certificates of `authority`; not running yet.
-fn prepare(client_cert: &str, authority: &Authority) -> Server {
+pub fn prepare(client_cert: &str, authority: &Authority) -> Server {
     let listener = format!("client_cert = \"{client_cert}\"\nclient_ca = \"client-ca.pem\"");
     let mechanisms = vec!["EXTERNAL", "PLAIN"];
     let server = Server::prepare(Options { listener, mechanisms, ..Options::default() });
@@ -206,7 +206,7 @@ fn msmtp_logs_in_by_its_certificate() {
     assert_eq!(server.mail("bob", 1).len(), 1);
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+pub fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
 }
 

@@ -8,6 +8,7 @@ mod clients;
 mod crash;
 mod dialog;
 mod fuzz;
+mod load;
 mod mechanisms;
 mod model;
 mod next_hops;

@@ -25,14 +25,14 @@ const MECHANISMS: [&str; 8] = [
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Hash {
+pub enum Hash {
     Sha1,
     Sha256,
     Sha512,
 }
 
 impl Hash {
-    const ALL: [Self; 3] = [Self::Sha1, Self::Sha256, Self::Sha512];
+    pub const ALL: [Self; 3] = [Self::Sha1, Self::Sha256, Self::Sha512];
 
     fn mechanism(self) -> &'static str {
         match self {
@@ -86,7 +86,7 @@ impl Hash {
     }
 
     /// A secret of the users file.
-    fn stored(self, password: &str) -> String {
+    pub fn stored(self, password: &str) -> String {
         let salt = *b"a salt of 16 oct";
         let salted = self.salted(password.as_bytes(), &salt, 4096);
         let stored_key = self.digest(&self.hmac(&salted, b"Client Key"));

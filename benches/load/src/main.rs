@@ -25,18 +25,33 @@ SCENARIOS
   rude            garbage, endless lines, HTTP, DATA without recipients, resets in the middle
   idle            EHLO (AUTH with --user), then nothing; --count of them, held for --hold seconds
 
-  Several with weights are mixed: --scenario login:3 --scenario submit:1. --crowd N holds idle sessions beside them.
+  Several with weights are mixed: --scenario login:3 --scenario submit:1. --crowd N holds idle sessions beside
+  them: they gather first, and what is measured is measured beside all of them.
 
 CLOSED AND OPEN LOOP
-  Without --rate, --concurrency sessions go on at a time: how much can it do? With --rate, sessions begin at that rate
-  whatever the server does, and latency counts from the intended start: how long do clients wait when so many come?
-  Only an open loop shows what a stall does to those who would have come meanwhile.
+  Without --rate, --concurrency sessions go on at a time: how much can it do? With --rate, sessions begin at that
+  rate whatever the server does, and latency counts from the intended start: how long do clients wait when so many
+  come? Only an open loop shows what a stall does to those who would have come meanwhile.
+
+LOGINS
+  --mechanism names one; it must be offered, or the login fails. Without it the strongest that takes a password is
+  used. SCRAM with -PLUS is bound to the TLS connection: by RFC 9266 in TLS 1.3, by the server's certificate
+  (RFC 5929) in TLS 1.2, or as --channel-binding says. Where -PLUS is not named and not offered although we could,
+  SCRAM says so (`y`), as RFC 5802 wants it. Tokens are what --password-file holds. EXTERNAL goes with
+  --client-cert; --user is then whom to act as, and may be missing.
+
+WHAT IS CHECKED
+  Every reply: its form, its code, its number, and that nobody asked for no other. SCRAM's server must prove that
+  it knows the password. Certificates are not checked: servers are measured here, not trusted. What is asked for
+  and not offered (BDAT, SMTPUTF8, 8BITMIME, a mechanism) is an error and never silently something else; only
+  PIPELINING is used where it is there, as ordinary clients do.
 
 RESULT
-  Sessions and messages per second, percentiles of whole sessions, greetings (connect, TLS, 220), logins (AUTH to 235),
-  messages (end of data to 250) and NOOPs; errors by stage and code; with --pid what the server cost, all its processes
-  together. Warnings say when this program, and not the server, may be what was measured. --json keeps all of it, with
-  histograms; --html makes a page with plots.
+  Sessions and messages per second, percentiles of whole sessions, greetings (connect, TLS, 220), logins (AUTH to
+  235), messages (end of data to 250) and NOOPs; errors by stage and code. With --pid, what the server cost: all
+  processes below that one together, and those of them that have ended. Warnings say when this program, and not
+  the server, may be what was measured. --json keeps all of it with command, plan, machine and histograms; --html
+  makes a page with plots. On a terminal a few lines show how it goes on; elsewhere a line every five seconds.
 
 FILE
   --plan FILE.toml says all of it; flags beside it win.
@@ -58,15 +73,16 @@ FILE
     target = \"127.0.0.1:2525\"
 
 SAFETY
-  Only loopback addresses are loaded. For a server of yours elsewhere say so twice: --remote, and --permitted FILE with
-  the line HOST. Every run is bounded: 10,000 sessions unless told otherwise, 300 s (--time-max) in any case. Ctrl-C ends it
-  with what was measured until then; a second one at once. Certificates are not checked.
+  Only loopback addresses are loaded. For a server of yours elsewhere say so twice: --remote, and --permitted FILE
+  with the line HOST. Every run is bounded: 10,000 sessions unless told otherwise, 300 s (--time-max) in any case.
+  Ctrl-C ends it with what was measured until then; a second one at once.
 
 EXAMPLES
   portreeve-load --target 127.0.0.1:2525 --scenario connect --count 20000
-  portreeve-load --target 127.0.0.1:2465 --tls --scenario login --user alice@demo.test --password-file pw --rate 200 \\
-      --duration 30 --warm-up 5 --html report.html
-  portreeve-load --target 127.0.0.1:2525 --scenario submit --per-connection 10 --size 1k-64k --pid 4711 --json out.json
+  portreeve-load --target 127.0.0.1:2465 --tls --scenario login --user alice@demo.test --password-file pw \\
+      --mechanism SCRAM-SHA-256-PLUS --rate 200 --duration 30 --warm-up 5 --html report.html
+  portreeve-load --target 127.0.0.1:2525 --scenario submit --per-connection 10 --size 1k-64k --pid 4711 \\
+      --json out.json
   portreeve-load --target 127.0.0.1:2525 --scenario idle --count 40000 --processes 3 --sources 16 --hold 30
   portreeve-load compare before.json after.json
   portreeve-load report out.json report.html
@@ -160,8 +176,9 @@ struct RunArgs {
     #[arg(long, help_heading = "How much")]
     seed: Option<u64>,
 
-    /// Connect from so many addresses from 127.0.1.1 on, in turn: one address has some 28,000 ports, and looking
-    /// for a free one takes long when most are in use.
+    /// Connect from so many addresses from 127.0.1.1 on, in turn.
+    ///
+    /// One address has some 28,000 ports, and looking for a free one takes long when most are in use.
     #[arg(long, value_name = "N", help_heading = "Connection")]
     sources: Option<u32>,
     /// Connect from this address; repeat it for more.
@@ -201,12 +218,12 @@ struct RunArgs {
     /// File whose first line is the password, or the token.
     #[arg(long, value_name = "FILE", help_heading = "Login")]
     password_file: Option<PathBuf>,
-    /// PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-1, SCRAM-SHA-256, SCRAM-SHA-512, each of these three also with -PLUS,
-    /// OAUTHBEARER, XOAUTH2 (the password is the token), EXTERNAL (with --client-cert). The strongest that takes a
-    /// password and is offered otherwise. Idle sessions and --pipelining stream: PLAIN, a token or EXTERNAL.
+    /// PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-1/-256/-512, these with -PLUS, OAUTHBEARER, XOAUTH2, EXTERNAL.
+    ///
+    /// Idle sessions and --pipelining stream: PLAIN, OAUTHBEARER, XOAUTH2, EXTERNAL.
     #[arg(long, value_name = "NAME", help_heading = "Login")]
     mechanism: Option<String>,
-    /// What -PLUS binds the login to TLS by; otherwise tls-exporter in TLS 1.3, tls-server-end-point in TLS 1.2.
+    /// What -PLUS binds the login to TLS by; otherwise the TLS version decides.
     #[arg(long, value_enum, help_heading = "Login")]
     channel_binding: Option<ChannelBinding>,
 

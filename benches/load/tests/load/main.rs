@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use portreeve_load::result::Report;
 
+mod wire;
+
 /// Longest that a run of a test may take, far above its bound.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -66,15 +68,17 @@ impl Fake {
         Self { address, stop }
     }
 
-    /// Answers each line by what `reply` says to its first word.
+    /// Answers each line by what `reply` says to its first word: nothing for the greeting, the line's end for an
+    /// empty line.
     fn answering(reply: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         Self::new(move |mut stream, _| {
             let mut lines = BufReader::new(stream.try_clone().unwrap());
             let _ = stream.write_all(reply("").as_bytes());
-            let mut line = String::new();
-            while lines.read_line(&mut line).is_ok_and(|octets| octets > 0) {
-                let word = line.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
-                if stream.write_all(reply(&word).as_bytes()).is_err() || word == "QUIT" {
+            let mut line = Vec::new();
+            while lines.read_until(b'\n', &mut line).is_ok_and(|octets| octets > 0) {
+                let text = String::from_utf8_lossy(&line).to_ascii_uppercase();
+                let word = text.split_whitespace().next().unwrap_or("\r\n");
+                if stream.write_all(reply(word).as_bytes()).is_err() || word == "QUIT" {
                     return;
                 }
                 line.clear();
@@ -219,7 +223,7 @@ fn servers_that_lie_drop_stall_and_babble_are_found_out() {
     let password = folder.file("password", "secret\n");
     let with = ["--scenario", "login", "--count", "8", "--user", "a", "--password-file", &password, "--patience", "1"];
     type Reply = fn(&str) -> String;
-    let cases: [(&str, Reply, &str); 9] = [
+    let cases: [(&str, Reply, &str); 10] = [
         ("honest", honest, ""),
         ("refuses", |word| if word == "AUTH" { "454 later\r\n".into() } else { honest(word) }, "AUTH: 454 × 8"),
         (
@@ -237,6 +241,11 @@ fn servers_that_lie_drop_stall_and_babble_are_found_out() {
         ("binary", |_| "\0\u{1}\u{7f}".repeat(5000), "greeting: protocol × 8"),
         ("stalls", |word| if word == "AUTH" { String::new() } else { honest(word) }, "AUTH: silence × 8"),
         ("says nothing", |_| String::new(), "greeting: silence × 8"),
+        (
+            "takes a login before it hears it",
+            |word| if word == "EHLO" { format!("{}235 ok\r\n", honest(word)) } else { honest(word) },
+            "protocol × 8",
+        ),
     ];
     for (name, reply, expect) in cases {
         let server = Fake::answering(reply);
