@@ -106,7 +106,7 @@ impl Spec {
         let mut spec =
             Self { scenario: scenario.clone(), settings: Vec::new(), scripts: Vec::new(), text: text(scenario) };
         let scripted = match scenario.kind {
-            Kind::Connect | Kind::HalfOpen | Kind::Idle | Kind::Rude => true,
+            Kind::Connect | Kind::Churn | Kind::HalfOpen | Kind::Idle | Kind::Rude => true,
             Kind::Submit | Kind::Slow => scenario.pipelining == Pipelining::Stream,
             Kind::Login | Kind::WrongPassword => false,
         };
@@ -534,6 +534,7 @@ fn scripts(scenario: &Scenario, text: &[u8]) -> Result<Vec<Arc<Script>>, String>
         let mut script = Script::new();
         match scenario.kind {
             Kind::Connect => {}
+            Kind::Churn => script.quit(),
             Kind::HalfOpen => script.hold = Some(Some(scenario.hold)),
             Kind::Idle => {
                 script.hello(scenario);

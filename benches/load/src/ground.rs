@@ -26,6 +26,10 @@ pub struct Settings {
     pub sessions_max: u64,
     /// `log.level`.
     pub log_level: String,
+    /// `spool.durability`.
+    pub durability: &'static str,
+    /// Where the folder is made; where temporary files are otherwise.
+    pub dir: Option<PathBuf>,
     /// The folder stays.
     pub keep: bool,
 }
@@ -102,6 +106,16 @@ impl Running {
         if status.success() { Ok(text) } else { Err(format!("{status}\n{text}{said}")) }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Waits for its end.
     pub fn wait(mut self) -> Result<ExitStatus, String> {
         self.child.wait().map_err(|error| error.to_string())
@@ -166,7 +180,8 @@ impl Ground {
             }
         }
         let build = output(Command::new(bin.join("portreeve")).arg("--build-info"))?.trim().replace('\n', "; ");
-        let dir = std::env::temp_dir().join(format!("portreeve-bench-{}", std::process::id()));
+        let parent = settings.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let dir = parent.join(format!("portreeve-bench-{}", std::process::id()));
         std::fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let ground = Self { bin, dir, keep: settings.keep, ports: free_ports()?, build };
         ground.prepare(settings)?;
@@ -194,7 +209,7 @@ impl Ground {
             "hostname = \"mail.bench.test\"\nallow_data_loss = true\ndrain = \"1s\"\n\n\
              [process]\nworkers = {}\nshards = {}\nstate_dir = \"state\"\n{user}\n{}{}{}\
              [[tls.certificate]]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n\n\
-             [spool]\ndurability = \"none\"\nmin_free = \"16MiB\"\nmin_free_percent = 0\n\n\
+             [spool]\ndurability = \"{}\"\nmin_free = \"16MiB\"\nmin_free_percent = 0\n\n\
              [[route]]\ndomain = \"*\"\nkind = \"discard\"\n\n\
              [limits]\nmax_sessions = {}\n\n\
              [timeouts]\ncommand = \"1h\"\ncommand_crowded = \"1h\"\npre_auth = \"1h\"\n\n\
@@ -204,6 +219,7 @@ impl Ground {
             listener("mx", mx),
             listener("submission", submission),
             listener("submissions", submissions),
+            settings.durability,
             settings.sessions_max,
             settings.log_level,
         );
@@ -241,6 +257,11 @@ impl Ground {
     /// Address of a listener, by its place in `ports`.
     pub fn address(&self, place: usize) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.ports[place]))
+    }
+
+    /// What [`USER`] logs in with.
+    pub fn password(&self) -> &'static str {
+        PASSWORD
     }
 
     /// Starts Portreeve; returns when it answers on all ports.
@@ -299,7 +320,7 @@ pub fn output(command: &mut Command) -> Result<String, String> {
 }
 
 /// Three ports that were free a moment ago.
-fn free_ports() -> Result<[u16; 3], String> {
+pub fn free_ports() -> Result<[u16; 3], String> {
     let mut listeners = Vec::new();
     let mut ports = [0; 3];
     for port in &mut ports {

@@ -8,13 +8,10 @@ use crate::result::{Latency, Report};
 pub fn page(report: &Report) -> String {
     let mut to = String::with_capacity(64 * 1024);
     let targets = report.plan.as_ref().map(|plan| plan.target.clone()).unwrap_or_default();
+    to.push_str(&head(&format!("portreeve-load {targets} {}", report.time)));
     let _ = write!(
         to,
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>portreeve-load {} {}</title>\
-         <style>{STYLE}</style></head><body><main>\n<h1>Load of {}</h1>\n<p class=\"sub\">{} · {} · {} cores, {}, kernel {}</p>\n",
-        escape(&targets),
-        escape(&report.time),
+        "<h1>Load of {}</h1>\n<p class=\"sub\">{} · {} · {} cores, {}, kernel {}</p>\n",
         escape(&targets),
         escape(&report.time),
         escape(&report.tool),
@@ -58,6 +55,15 @@ pub fn page(report: &Report) -> String {
         escape(&report.machine.load),
     );
     to
+}
+
+/// The beginning of a page, to where its content stands; it ends with `</main></body></html>`.
+pub fn head(title: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width\"><title>{}</title><style>{STYLE}</style></head><body><main>\n",
+        escape(title)
+    )
 }
 
 fn tiles(report: &Report, to: &mut String) {
@@ -367,7 +373,7 @@ fn trim(value: f64) -> String {
 }
 
 /// What came from a server is text, never markup.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -384,7 +390,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:3
 border-bottom:1px solid var(--line)}td:first-child,th:first-child{text-align:left}\
 figure{margin:12px 0;max-width:640px}.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(420px,1fr));gap:8px 24px}\
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}\
-svg .title{fill:var(--ink);font-size:14px;font-weight:600}svg .y{text-anchor:end}svg .x,svg .none{text-anchor:middle}\
+svg .name{font-size:13px;fill:var(--ink)}svg .title{fill:var(--ink);font-size:14px;font-weight:600}svg .y{text-anchor:end}svg .x,svg .none{text-anchor:middle}\
 .grid{stroke:var(--line);stroke-width:1}.line{fill:none;stroke-width:1.8;stroke-linejoin:round}\
 figcaption span{margin-right:16px;white-space:nowrap;font-size:13px}figcaption i{display:inline-block;width:14px;height:4px;\
 margin-right:6px;vertical-align:middle}pre{background:var(--tile);padding:12px;overflow:auto;border-radius:6px}";

@@ -13,6 +13,7 @@
 //! Absent on purpose: retries, certificate checks, DNS beyond one look-up, anything that finds targets.
 #![forbid(unsafe_code)]
 
+pub mod bars;
 pub mod compare;
 pub mod dialogue;
 pub mod doubts;

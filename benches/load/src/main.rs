@@ -17,6 +17,7 @@ use portreeve_load::{compare, html, worker};
 const AFTER: &str = "\
 SCENARIOS
   connect         connect, read the greeting, close
+  churn           connect, read the greeting, QUIT
   login           EHLO, AUTH, QUIT
   wrong-password  a login that must be refused with 535
   submit          messages: --size, --recipients, --per-connection, --pipelining, --bdat, --eight-bit, --smtputf8

@@ -94,6 +94,8 @@ pub enum Arrivals {
 pub enum Kind {
     /// Connect, read the greeting, close.
     Connect,
+    /// Connect, read the greeting, QUIT.
+    Churn,
     /// EHLO, AUTH, QUIT.
     Login,
     /// A login that must be refused with 535.
@@ -112,8 +114,9 @@ pub enum Kind {
 
 impl Kind {
     /// With the names of the command line.
-    pub const ALL: [(&'static str, Self); 8] = [
+    pub const ALL: [(&'static str, Self); 9] = [
         ("connect", Self::Connect),
+        ("churn", Self::Churn),
         ("login", Self::Login),
         ("wrong-password", Self::WrongPassword),
         ("submit", Self::Submit),

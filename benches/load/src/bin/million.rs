@@ -98,6 +98,8 @@ fn run(args: &Args) -> Result<bool, String> {
             shards: 1,
             sessions_max: most + 100_000,
             log_level: "warning".to_owned(),
+            durability: "none",
+            dir: None,
             keep: false,
         })?;
         eprintln!("{idle} idle sessions {}", if tls { "inside TLS" } else { "in clear" });

@@ -233,6 +233,8 @@ impl<'a> Bench<'a> {
             shards: 1,
             sessions_max: 100_000,
             log_level: args.log_level.clone(),
+            durability: "none",
+            dir: None,
             keep: args.keep,
         })?;
         Ok(Self { args, ground })

@@ -264,6 +264,10 @@ fn clients_that_behave_badly() {
     assert!(slow.latency_us.p50 > 400_000, "{:?}", slow.latency_us);
 
     let (server, heard) = listening(USUAL);
+    let churn = report(server.address, &["--scenario", "churn", "--count", "3"]);
+    assert_eq!((churn.connections, heard.text().as_str()), (3, "QUIT\r\nQUIT\r\nQUIT\r\n"));
+
+    let (server, heard) = listening(USUAL);
     let half = report(server.address, &["--scenario", "half-open", "--count", "3", "--hold", "0.4"]);
     assert_eq!((half.connections, heard.text().as_str()), (3, ""));
     assert!(half.latency_us.p50 >= 400_000, "{:?}", half.latency_us);
