@@ -1,13 +1,14 @@
 //! The load tool against the real server: what it says is accepted, and what it counts is what happened.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::bare::DOMAIN;
 use crate::client_certificates::{Authority, pem, prepare};
+use crate::clients::present;
 use crate::scram::Hash;
 use crate::server::{Options, PATIENCE, Server, program};
 
@@ -229,4 +230,43 @@ fn clients_that_no_server_wants() {
     assert!(slow["messages"].as_u64() > Some(0));
     // And it still serves others.
     assert_eq!(load(&server, server.mx(), &["--scenario", "connect", "--count", "5"])["connections"], 5);
+}
+
+/// The comparison with other servers, small: both are set up, do the work without an error, and are ended.
+#[test]
+fn beside_postfix() {
+    let installed = |program: &str| ["/usr/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(program).exists());
+    let there = installed("postfix") && installed("saslpasswd2") && rustix::process::geteuid().is_root();
+    if !present("Postfix, sasl2-bin and root", there) {
+        return;
+    }
+    let out = tempfile::tempdir().expect("a folder");
+    let peers = program().with_file_name("peers");
+    let mut command = Command::new(peers);
+    command.args(["--servers", "portreeve,postfix", "--rounds", "1", "--scale", "0.01", "--cores", "0,0"]);
+    command.arg("--out").arg(out.path()).arg("--packages").arg(out.path()).arg("--dir").arg(out.path());
+    command.arg("--bin").arg(program().parent().expect("its folder"));
+    let output = command.stdin(Stdio::null()).output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let record = |ending: &str| {
+        let files = std::fs::read_dir(out.path()).expect("the folder").flatten().map(|file| file.path());
+        let found = files.into_iter().find(|path| path.extension().is_some_and(|end| end == ending));
+        std::fs::read_to_string(found.expect("a record")).expect("text")
+    };
+    let result: Value = serde_json::from_str(&record("json")).expect("JSON");
+    let peers = result["peers"].as_array().expect("peers");
+    assert_eq!(peers.len(), 2, "{said}");
+    for peer in peers {
+        for work in ["connect", "login", "mail", "one mail"] {
+            let sample = &peer["samples"][work][0];
+            let good = sample["errors"] == 0 && sample["cpu_us"].as_f64() > Some(0.0);
+            assert!(good && sample["per_second"].as_f64() > Some(0.0), "{work}: {peer:#}");
+        }
+        // Both promise that the message is on disk; strace, where it is, has seen it.
+        let counted = peer["syncs"]["each"].as_f64();
+        assert!(counted.is_none_or(|each| each >= 1.0) && (counted.is_some() || !installed("strace")), "{peer:#}");
+    }
+    let page = record("html");
+    assert!(page.matches("<svg").count() == 8 && page.contains("Postfix") && !page.contains("http"), "{page}");
 }

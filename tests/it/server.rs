@@ -56,7 +56,18 @@ pub fn program() -> PathBuf {
     let built = *BUILT.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--manifest-path"]).arg(root().join("Cargo.toml"));
-        build.args(["-p", "portreeve", "-p", "portreeve-standard", "-p", "portreeve-legacy", "-p", "portreeve-load"]);
+        build.args([
+            "-p",
+            "portreeve",
+            "-p",
+            "portreeve-standard",
+            "-p",
+            "portreeve-legacy",
+            "-p",
+            "portreeve-load",
+            "-p",
+            "peers",
+        ]);
         build.arg("--target-dir").arg(profile.parent().expect("the target folder"));
         if profile.ends_with("release") {
             build.arg("--release");

@@ -196,6 +196,8 @@ impl Ground {
         let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).map_err(|e| e.to_string())?;
         write("cert.pem", &key.cert.pem())?;
         write("key.pem", &key.signing_key.serialize_pem())?;
+        let own = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(self.dir.join("key.pem"), own).map_err(|error| error.to_string())?;
         write("password", &format!("{PASSWORD}\n"))?;
         let [mx, submission, submissions] = self.ports;
         let listener = |role: &str, port: u16| {

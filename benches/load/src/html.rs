@@ -29,10 +29,11 @@ pub fn page(report: &Report) -> String {
         let _ = writeln!(to, "<p class=\"warning\">Cut short: {}</p>", escape(why));
     }
     tiles(report, &mut to);
-    to.push_str("<h2>Latency</h2>\n");
+    to.push_str("<h2>Latency</h2>\n<div class=\"plots\"><div>");
     latency_table(report, &mut to);
+    to.push_str("</div>");
     to.push_str(&percentile_plot(report).svg());
-    to.push_str("<h2>Over time</h2>\n<div class=\"plots\">\n");
+    to.push_str("</div>\n<h2>Over time</h2>\n<div class=\"plots\">\n");
     for plot in time_plots(report) {
         to.push_str(&plot.svg());
     }
@@ -333,7 +334,12 @@ impl Plot {
         to.push_str("</svg><figcaption>");
         for (n, (name, _)) in self.series.iter().enumerate() {
             let colour = COLOURS[n % COLOURS.len()];
-            let _ = write!(to, "<span><i style=\"background:{colour}\"></i>{}</span>", escape(name));
+            // As the line is drawn.
+            let ink = match n < COLOURS.len() {
+                true => colour.to_owned(),
+                false => format!("repeating-linear-gradient(90deg,{colour} 0 5px,transparent 5px 8px)"),
+            };
+            let _ = write!(to, "<span><i style=\"background:{ink}\"></i>{}</span>", escape(name));
         }
         to.push_str("</figcaption></figure>\n");
         to

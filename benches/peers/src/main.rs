@@ -208,6 +208,12 @@ fn run(args: &Args) -> Result<bool, String> {
             load(args, &ground, peer.ports, &WORKS[3], 1).map(|report| report.messages)
         });
     }
+    // Warm: caches, pools of processes, page tables.
+    for peer in &peers {
+        for work in &WORKS {
+            load(args, &ground, peer.ports, work, (work.count / 20).max(2))?;
+        }
+    }
     for round in 0..args.rounds {
         for (at, work) in WORKS.iter().enumerate() {
             // Who begins changes.
@@ -217,7 +223,10 @@ fn run(args: &Args) -> Result<bool, String> {
                 let count = ((work.count as f64 * args.scale) as u64).max(2);
                 let before = peer.caged.settled_cpu();
                 let report = load(args, &ground, peer.ports, work, count)?;
-                let sample = sample(work, &report, peer.caged.settled_cpu().saturating_sub(before));
+                let mut sample = sample(work, &report, peer.caged.settled_cpu().saturating_sub(before));
+                if peer.caged.has_ended() {
+                    sample.first_error = "the server has ended".to_owned();
+                }
                 eprintln!(
                     "round {}, {}: {}: {:.0}/s, {:.0} µs of processor time each{}",
                     round + 1,
@@ -296,7 +305,8 @@ fn load(args: &Args, ground: &Ground, ports: [u16; 2], work: &Work, count: u64) 
     let concurrency = if work.alone { 1 } else { args.concurrency };
     let mut command = Command::new(ground.bin.join("portreeve-load"));
     command.args(["--quiet", "--target", &format!("127.0.0.1:{port}"), "--count", &count.to_string()]);
-    command.args(["--concurrency", &concurrency.to_string(), "--sources", "16"]).args(work.with);
+    // From 127.0.0.1 alone: it has a name in /etc/hosts, and nobody waits for the domain name system.
+    command.args(["--concurrency", &concurrency.to_string()]).args(work.with);
     if work.login {
         command.args(ground.login());
     }

@@ -43,7 +43,7 @@ pub fn prepare(place: &Place<'_>) -> Result<Prepared, String> {
         output(Command::new("chown").arg("64500:64500").arg(&to))?;
     }
     let binds: [(&Path, &str); 2] = [(&users, "/etc/passwd"), (&groups, "/etc/group")];
-    let version = output(in_folders(&binds, &exim).arg("-bV"))?;
+    let version = output(in_folders(&binds, &exim).arg("-C").arg(&config).arg("-bV"))?;
     let version = version.split_whitespace().nth(2).unwrap_or("?").to_owned();
     let mut command = in_folders(&binds, &exim);
     command.arg("-C").arg(config).args(["-bdf"]);

@@ -9,6 +9,9 @@ use super::{Place, Prepared};
 pub fn prepare(place: &Place<'_>) -> Result<Prepared, String> {
     let haraka = place.packages.haraka()?;
     let write = |name: &str, text: &str| place.write(name, text);
+    // Without its own defaults it does not even greet; `haraka -i` copies them, too.
+    let defaults = std::fs::read_to_string(haraka.join("config/connection.ini")).map_err(|error| error.to_string())?;
+    write("config/connection.ini", &defaults)?;
     write("config/smtp.ini", &format!("listen=127.0.0.1:{}\nnodes=0\n", place.port))?;
     write("config/me", "mail.bench.test\n")?;
     write("config/log.ini", "[main]\nlevel=warn\n")?;

@@ -11,6 +11,12 @@ use crate::cage::in_folders;
 pub fn prepare(place: &Place<'_>) -> Result<Prepared, String> {
     needs_root()?;
     let smtpd = place.packages.debian("opensmtpd", "usr/sbin/smtpd")?;
+    if !smtpd.starts_with("/usr") {
+        // The program that pauses it must be of the queue's group; unpacked it is not.
+        let control = smtpd.with_file_name("smtpctl");
+        output(Command::new("chgrp").arg("64501").arg(&control))?;
+        output(Command::new("chmod").arg("2555").arg(&control))?;
+    }
     // Users, spool, run folder and its chroot are built in: it gets others in a mount namespace.
     let [users, groups] = place.users(&["opensmtpd", "opensmtpq"])?;
     for folder in ["spool/smtpd", "lib/opensmtpd/empty", "run"] {
@@ -32,8 +38,16 @@ pub fn prepare(place: &Place<'_>) -> Result<Prepared, String> {
             place.port,
         ),
     )?;
-    let binds: [(&Path, &str); 5] =
-        [(&users, "/etc/passwd"), (&groups, "/etc/group"), (&spool, "/var/spool"), (&lib, "/var/lib"), (&run, "/run")];
+    // It looks every client's name up and cannot be told not to: here nobody waits for an answer.
+    let resolver = place.write("resolv.conf", "nameserver 127.0.0.1\nlookup file\n")?;
+    let binds: [(&Path, &str); 6] = [
+        (&users, "/etc/passwd"),
+        (&groups, "/etc/group"),
+        (&resolver, "/etc/resolv.conf"),
+        (&spool, "/var/spool"),
+        (&lib, "/var/lib"),
+        (&run, "/run"),
+    ];
     let mut command = in_folders(&binds, &smtpd);
     command.args(["-d", "-f"]).arg(config);
     // It says its version together with how it is used.
@@ -43,7 +57,7 @@ pub fn prepare(place: &Place<'_>) -> Result<Prepared, String> {
         name: format!("OpenSMTPD {version}"),
         command,
         ports: [place.port; 2],
-        durable: "message file (fsync), envelope file (fsync)",
+        durable: "message file, envelope file",
         then: "stays in the queue, hand-on paused",
         password: "SHA-512 crypt",
         once_up: Some(pause),
