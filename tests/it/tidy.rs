@@ -17,6 +17,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("processes", &["engine", "delivery", "supervisor", "conformance"]),
     ("program", &["portreeve"]),
     ("outside", &["benches", "portreeve-load", "load", "it"]),
+    // Drives the load tool.
+    ("comparison", &["peers"]),
 ];
 
 /// The only files with `unsafe` in them.
