@@ -211,7 +211,7 @@ fn page(
     for (warning, who) in warnings(measured) {
         let _ = write!(to, "<p class=\"warning\">{}: {}</p>", escape(&who), escape(&warning));
     }
-    let _ = write!(to, "<p>{NOT}</p><pre>{}</pre></main></body></html>\n", escape(command));
+    let _ = writeln!(to, "<p>{NOT}</p><pre>{}</pre></main></body></html>", escape(command));
     to
 }
 

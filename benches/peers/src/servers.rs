@@ -20,6 +20,9 @@ use crate::packages::Packages;
 /// Everybody that can be measured, in the order of the table.
 pub const NAMES: [&str; 6] = ["portreeve", "postfix", "exim", "opensmtpd", "haraka", "aiosmtpd"];
 
+/// Gets its process and its program.
+pub type OnceUp = fn(u32, &Path) -> Result<(), String>;
+
 /// A server that is ready to be started.
 pub struct Prepared {
     /// With its version.
@@ -35,7 +38,7 @@ pub struct Prepared {
     /// What a login is checked against.
     pub password: &'static str,
     /// To be done once it answers.
-    pub once_up: Option<fn(u32, &Path) -> Result<(), String>>,
+    pub once_up: Option<OnceUp>,
 }
 
 /// What all have in common.
