@@ -44,6 +44,7 @@ pub mod grant;
 pub mod ids;
 pub mod mechanism;
 pub mod message;
+pub mod pass;
 pub mod sandbox;
 pub mod sealed;
 pub mod shared;
@@ -76,6 +77,8 @@ pub fn fuzz_packet(packet: &[u8]) {
         let _ = message::Message::decode(&frame);
         let _ = directory::Question::decode(frame.payload);
         let _ = directory::Answer::decode(frame.payload);
+        let _ = pass::Question::decode(frame.payload);
+        let _ = pass::Answer::decode(frame.payload);
         let _ = mechanism::Step::decode(frame.payload);
         let _ = mechanism::Answer::decode(frame.payload);
         let _ = mechanism::Description::decode(frame.payload);

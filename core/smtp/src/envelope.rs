@@ -47,6 +47,15 @@ pub struct Recipient<'a> {
     pub notify: Notify,
 }
 
+impl Recipient<'_> {
+    /// The domain that decides about its way, in lower case. An address without one (`postmaster`) goes where its
+    /// mailbox's mail would.
+    pub fn route_domain(&self) -> Option<String> {
+        let domain = |address: &str| address.rsplit_once('@').map(|(_, domain)| domain.to_lowercase());
+        domain(self.address).or_else(|| domain(self.mailbox))
+    }
+}
+
 /// NOTIFY of RFC 3461 §4.1 as bits; none set: not given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notify(pub u8);
@@ -179,6 +188,19 @@ impl Envelope {
         })
     }
 
+    /// The same for some of its recipients, chosen by their places.
+    pub fn only(&self, chosen: impl Fn(u32) -> bool) -> Self {
+        let mut envelope =
+            Self { body: self.body, smtputf8: self.smtputf8, ret: self.ret, size: self.size, ..Self::default() };
+        envelope.set_reverse_path(self.reverse_path());
+        self.envid().into_iter().for_each(|xtext| envelope.set_envid(xtext));
+        self.auth().into_iter().for_each(|mailbox| envelope.set_auth(mailbox));
+        self.identity().into_iter().for_each(|name| envelope.set_identity(name));
+        let places = (0..).zip(self.recipients()).filter(|&(place, _)| chosen(place));
+        places.for_each(|(_, recipient)| envelope.push(recipient));
+        envelope
+    }
+
     /// Octets of text held; bounded by the session (CONTRACT A11).
     pub fn text_octets(&self) -> usize {
         self.text.len()
@@ -284,6 +306,23 @@ mod tests {
                 assert!(Envelope::decode(&octets[..cut]).is_err(), "cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn for_some_recipients_nothing_else_changes() {
+        let mut all = sample();
+        all.set_envid("e+2B1");
+        all.set_auth("x@y");
+        assert!(all.only(|_| true) == Envelope::decode(&encoded(&all)).unwrap());
+        let one = all.only(|place| place == 1);
+        assert_eq!(one.recipients().map(|to| to.mailbox.to_owned()).collect::<Vec<_>>(), ["e"]);
+        assert_eq!((one.envid(), one.auth(), one.identity(), one.ret), (all.envid(), all.auth(), Some("a"), all.ret));
+    }
+
+    fn encoded(envelope: &Envelope) -> Vec<u8> {
+        let mut octets = Vec::new();
+        envelope.encode(&mut octets);
+        octets
     }
 
     #[test]

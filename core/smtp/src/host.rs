@@ -151,8 +151,19 @@ pub enum Outcome {
     Sender(Permission),
     /// Of [`Effect::Commit`].
     Commit(Result<(), Trouble>),
+    /// Of [`Effect::Commit`] where the next hop's word is waited for: the reply.
+    Passed(NextHopReply),
     /// Of [`Effect::Delay`].
     Elapsed,
+}
+
+/// What the client is told when the next hop decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHopReply {
+    /// 250: somebody has the message. 4yz or 5yz: nobody has.
+    pub code: u16,
+    /// Enhanced code and text: printable ASCII, one line.
+    pub text: Box<str>,
 }
 
 /// How a question of a SASL mechanism ended.

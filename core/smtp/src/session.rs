@@ -1,5 +1,6 @@
 //! The machine. States own what is possible in them; each event takes the state by value and leaves the next.
 
+use std::io::Write as _;
 use std::mem;
 use std::sync::Arc;
 
@@ -9,8 +10,10 @@ use crate::command::{self, Verb};
 use crate::envelope::{Notify, Recipient};
 use crate::header::{self, Field};
 use crate::host::{
-    Allowance, Charge, Context, Effect, Identity, Note, OUT_OCTETS_MAX, Outcome, Permission, RecipientOutcome, Trouble,
+    Allowance, Charge, Context, Effect, Identity, NextHopReply, Note, OUT_OCTETS_MAX, Outcome, Permission,
+    RecipientOutcome, Trouble,
 };
+use crate::id::QueueId;
 use crate::line::{self, Scan};
 use crate::listener::{AuthOffer, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
 use crate::param;
@@ -331,9 +334,14 @@ impl Session {
             cx.out.push(b']');
         }
         cx.out.extend_from_slice(b"\r\n");
-        cx.host.note(Note::Reply { code: reply.code, rule: reply.rule });
+        self.replied(reply.code, reply.rule, cx);
+    }
+
+    /// A reply was written.
+    fn replied(&mut self, code: u16, rule: &'static str, cx: &mut Context<'_>) {
+        cx.host.note(Note::Reply { code, rule });
         // Bounded patience with those who only err (CONTRACT C23).
-        if reply.code >= 500 && !cx.peer.exempt {
+        if code >= 500 && !cx.peer.exempt {
             self.errors = self.errors.saturating_add(1);
             if self.errors > cx.listener.limits.errors_max {
                 self.drop_state("too many errors", cx);
@@ -878,7 +886,14 @@ impl Session {
                 let reply = if denied { &reply::FROM_NOT_OWNED } else { &reply::DIRECTORY_TROUBLE };
                 self.message_refused(transaction, reply, cx);
             }
-            (Question::Commit, Outcome::Commit(Ok(()))) => self.message_accepted(transaction, cx),
+            (Question::Commit, Outcome::Commit(Ok(()))) => {
+                let Some(id) = transaction.id else { return self.reply(&reply::LOCAL_TROUBLE, cx) };
+                cx.out.extend_from_slice(b"250 2.0.0 Ok: queued as ");
+                cx.out.extend_from_slice(&id.text());
+                cx.out.extend_from_slice(b"\r\n");
+                self.message_accepted(transaction, id, "queued", cx);
+            }
+            (Question::Commit, Outcome::Passed(reply)) => self.passed(transaction, &reply, cx),
             (Question::Commit, outcome) => {
                 // The sink has forgotten the message already.
                 transaction.recycle(cx.pools);
@@ -1189,14 +1204,32 @@ impl Session {
         }
     }
 
-    fn message_accepted(&mut self, transaction: Box<Transaction>, cx: &mut Context<'_>) {
-        let Some(id) = transaction.id else { return self.reply(&reply::LOCAL_TROUBLE, cx) };
+    /// The next hop has decided, and its words go to the client.
+    fn passed(&mut self, transaction: Box<Transaction>, reply: &NextHopReply, cx: &mut Context<'_>) {
+        // Writing to a Vec cannot fail.
+        let _ = write!(cx.out, "{} ", reply.code);
+        cx.out.extend_from_slice(reply.text.as_bytes());
+        cx.out.extend_from_slice(b"\r\n");
+        match transaction.id {
+            Some(id) if reply.code < 400 => self.message_accepted(transaction, id, "passed", cx),
+            _ => {
+                transaction.recycle(cx.pools);
+                self.replied(reply.code, "passed.refused", cx);
+            }
+        }
+    }
+
+    /// The reply was given.
+    fn message_accepted(
+        &mut self,
+        transaction: Box<Transaction>,
+        id: QueueId,
+        rule: &'static str,
+        cx: &mut Context<'_>,
+    ) {
         self.messages = self.messages.saturating_add(1);
         (self.errors, self.idle_commands) = (0, 0);
-        cx.out.extend_from_slice(b"250 2.0.0 Ok: queued as ");
-        cx.out.extend_from_slice(&id.text());
-        cx.out.extend_from_slice(b"\r\n");
-        cx.host.note(Note::Reply { code: 250, rule: "queued" });
+        cx.host.note(Note::Reply { code: 250, rule });
         cx.host.note(Note::Accepted {
             id,
             octets: transaction.octets,

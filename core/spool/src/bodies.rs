@@ -4,6 +4,9 @@
 //! On commit the file and its folder are synced first; then a small record goes through the log like any
 //! message. A body file without a record is of no message: removed at once when the writer lives, by
 //! delivery when it died.
+//!
+//! A message that is handed over instead of kept takes the same way in: its file loses its name, and the
+//! descriptor goes to whoever waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -17,7 +20,7 @@ use crate::bug::{Bug, planted};
 use crate::pool::{CHUNK_OCTETS_MIN, CLASS_MAX, Chunk};
 use crate::storage::File;
 use crate::writer::{Durability, Pending, PendingBody, Shared};
-use crate::{Trouble, names};
+use crate::{Handed, Trouble, names};
 
 /// Threads that write bodies; one body stays with one thread.
 const LANES: usize = 2;
@@ -34,6 +37,7 @@ pub(crate) enum Job {
     Begin(Arc<Filing>),
     Write(Arc<Filing>, Chunk),
     Commit(Arc<Filing>, Box<Pending>),
+    HandOver(Arc<Filing>, Box<Pending>),
     Abort(Arc<Filing>),
     /// The commit failed after the body was durable.
     Discard(QueueId),
@@ -97,6 +101,15 @@ impl Bodies {
             && let Job::Commit(_, pending) = unsent.into_inner()
         {
             pending.listener.completions.done(pending.ticket, Err(Trouble::Temporary));
+        }
+    }
+
+    pub(crate) fn hand_over(&self, filing: Arc<Filing>, pending: Pending) {
+        let way = filing.way.clone();
+        if let Err(unsent) = way.send(Job::HandOver(filing, Box::new(pending)))
+            && let Job::HandOver(_, pending) = unsent.into_inner()
+        {
+            pending.listener.completions.handed(pending.ticket, Err(Trouble::Temporary));
         }
     }
 
@@ -200,11 +213,38 @@ pub(crate) fn run(shared: &Shared, jobs: &Receiver<Job>) {
                 }
                 Err(trouble) => pending.listener.completions.done(pending.ticket, Err(trouble)),
             },
+            Job::HandOver(filing, mut pending) => {
+                let handed = take_out(shared, &filing, &pending);
+                pending.listener.completions.handed(pending.ticket, handed);
+                shared.keep_meta(std::mem::take(&mut pending.meta));
+            }
             Job::Abort(filing) => filing.remove(shared),
             Job::Discard(id) => remove(shared, id),
             Job::Stop => return,
         }
     }
+}
+
+/// Writes envelope and prepend behind the body and takes the file's name away.
+fn take_out(shared: &Shared, filing: &Filing, pending: &Pending) -> Result<Handed, Trouble> {
+    if let Some(trouble) = filing.trouble() {
+        return Err(trouble);
+    }
+    let mut body = filing.body.lock();
+    let (octets, file) = (body.octets, body.file.take().ok_or(Trouble::Temporary)?);
+    drop(body);
+    remove(shared, filing.id);
+    if let Err(error) = file.write_at(octets, &pending.meta) {
+        (shared.hooks.trouble)(&format!("spool: body of {}: {error}", filing.id));
+        return Err(Trouble::of(&error));
+    }
+    Ok(Handed {
+        file: file.into_fd().ok_or(Trouble::Temporary)?,
+        id: filing.id,
+        body_octets: octets,
+        envelope_octets: pending.envelope_octets,
+        prepend_octets: (pending.meta.len() as u32).saturating_sub(pending.envelope_octets),
+    })
 }
 
 /// Syncs a whole body and its name. On failure nothing remains of it.

@@ -17,8 +17,8 @@ use crate::segment::{
     BadHeader, HEADER_COPIES, Item, Key, Kind, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader,
     SEGMENT_HEADER_OCTETS, Scan, SegmentHeader, Window, WriterId, decode_seal,
 };
-use crate::storage::{Disk, File, Guard};
-use crate::{Doorbell, names};
+use crate::storage::{Disk, File, Guard, RealFile};
+use crate::{Doorbell, Handed, names};
 
 /// Where a message lies; its name between [`Follower::next`] and [`Follower::acknowledge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,6 +67,31 @@ pub enum BodyTrouble {
 }
 
 impl Message {
+    /// A message that was handed over instead of kept. It lies nowhere, and nobody is settled.
+    pub fn handed(handed: Handed, unix_ms: u64) -> io::Result<Self> {
+        let Handed { file, id, body_octets, envelope_octets, prepend_octets } = handed;
+        let file = RealFile(file);
+        let meta_octets = u64::from(envelope_octets) + u64::from(prepend_octets);
+        // Another process says so; more than it sent is not asked for.
+        if body_octets.checked_add(meta_octets) != Some(file.octets()?) || meta_octets > META_OCTETS_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a file that is not as long as it should be"));
+        }
+        let mut payload = vec![0; meta_octets as usize];
+        if file.read_at(body_octets, &mut payload)? < payload.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self {
+            key: MessageKey::default(),
+            id: id.0,
+            unix_ms,
+            payload,
+            envelope_octets: envelope_octets as usize,
+            prepend_octets: prepend_octets as usize,
+            large: Some(LargeBody { file: Box::new(file), octets: body_octets, sum: 0 }),
+            settled: Recipients::default(),
+        })
+    }
+
     /// Where it lies.
     pub fn key(&self) -> MessageKey {
         self.key
@@ -140,6 +165,8 @@ impl Message {
 }
 
 const BODY_PART_OCTETS: u64 = 256 << 10;
+/// Envelope and prepend of a message that is handed over: more than any session makes.
+const META_OCTETS_MAX: u64 = 8 << 20;
 
 /// What the operator should hear.
 #[derive(Debug)]

@@ -64,6 +64,10 @@ pub mod sim;
 mod storage;
 mod writer;
 
+use std::os::fd::OwnedFd;
+
+use smtp::id::QueueId;
+
 pub use follower::{BodyTrouble, Follower, Message, MessageKey, Notice, ReadTrouble, Watch};
 pub use segment::{WriterId, fuzz_segment};
 pub use storage::{Disk, File, Guard, RealDisk, Room};
@@ -94,6 +98,25 @@ pub trait Completions: Send + Sync {
     fn done(&self, ticket: u64, result: Result<(), Trouble>);
     /// An entry of this port took less than it was offered; now it may take more.
     fn room(&self);
+    /// [`Port::hand_over`] with this ticket ended. Only for those who call that.
+    fn handed(&self, ticket: u64, result: Result<Handed, Trouble>) {
+        let _ = (ticket, result);
+    }
+}
+
+/// A message that is not in the spool but in a file without a name: body, envelope, prepend.
+#[derive(Debug)]
+pub struct Handed {
+    /// The file.
+    pub file: OwnedFd,
+    /// The message's id.
+    pub id: QueueId,
+    /// Length of the body.
+    pub body_octets: u64,
+    /// Length of the envelope behind it.
+    pub envelope_octets: u32,
+    /// Length of what goes before the body, behind that.
+    pub prepend_octets: u32,
 }
 
 /// "My segment is durable up to here": what a writer tells delivery after each sync.

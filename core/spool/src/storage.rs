@@ -25,6 +25,10 @@ pub trait File: Send + Sync {
     fn octets(&self) -> io::Result<u64>;
     /// Takes the file's lock (flock) for as long as the file stays open; false when somebody has it.
     fn try_lock(&self) -> io::Result<bool>;
+    /// The descriptor, for another process; `None` where there is none.
+    fn into_fd(self: Box<Self>) -> Option<OwnedFd> {
+        None
+    }
 }
 
 /// Keeps a folder's lock until dropped.
@@ -185,7 +189,7 @@ impl Disk for RealDisk {
     }
 }
 
-struct RealFile(OwnedFd);
+pub(crate) struct RealFile(pub(crate) OwnedFd);
 
 impl File for RealFile {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
@@ -227,6 +231,10 @@ impl File for RealFile {
 
     fn try_lock(&self) -> io::Result<bool> {
         try_flock(&self.0)
+    }
+
+    fn into_fd(self: Box<Self>) -> Option<OwnedFd> {
+        Some(self.0)
     }
 }
 

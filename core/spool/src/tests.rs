@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod handed;
 mod planted;
 mod real;
 mod sweep;
@@ -17,8 +18,8 @@ use smtp::id::QueueId;
 use self::damage::small_spool;
 use crate::sim::SimDisk;
 use crate::{
-    Completions, Disk, Doorbell, Entry, Floors, Follower, Hooks, Message, Notice, Options, Port, Trouble, Writer,
-    WriterId,
+    Completions, Disk, Doorbell, Entry, Floors, Follower, Handed, Hooks, Message, Notice, Options, Port, Trouble,
+    Writer, WriterId,
 };
 
 #[derive(Default)]
@@ -26,12 +27,19 @@ struct Inbox {
     results: Mutex<HashMap<u64, Result<(), Trouble>>>,
     arrived: Condvar,
     rooms: AtomicUsize,
+    handed: Mutex<HashMap<u64, Result<Handed, Trouble>>>,
 }
 
 impl Completions for Inbox {
     fn done(&self, ticket: u64, result: Result<(), Trouble>) {
         let before = self.results.lock().insert(ticket, result);
         assert!(before.is_none(), "ticket {ticket} was completed twice");
+        self.arrived.notify_all();
+    }
+
+    fn handed(&self, ticket: u64, result: Result<Handed, Trouble>) {
+        let _results = self.results.lock();
+        assert!(self.handed.lock().insert(ticket, result).is_none());
         self.arrived.notify_all();
     }
 
@@ -52,6 +60,17 @@ impl Inbox {
             }
             let timeout = self.arrived.wait_for(&mut results, Duration::from_secs(30));
             assert!(!timeout.timed_out(), "ticket {ticket} is never completed");
+        }
+    }
+
+    fn wait_handed(&self, ticket: u64) -> Result<Handed, Trouble> {
+        let mut results = self.results.lock();
+        loop {
+            if let Some(result) = self.handed.lock().remove(&ticket) {
+                return result;
+            }
+            let timeout = self.arrived.wait_for(&mut results, Duration::from_secs(30));
+            assert!(!timeout.timed_out(), "ticket {ticket} is never handed over");
         }
     }
 

@@ -396,6 +396,30 @@ impl Port {
         }
         Commit::Pending
     }
+
+    /// Does not keep a message but gives it to whoever will wait for its next hop: as [`Completions::handed`] a
+    /// file without a name. Nothing of it is durable.
+    pub fn hand_over(&self, mut entry: Entry, envelope: &[u8], prepend: &[u8], ticket: u64) {
+        let shared = &self.shared;
+        let (filing, chunk) = match mem::replace(&mut entry.body, Body::Gone) {
+            Body::Held(held) => {
+                let filing = shared.bodies.begin(entry.id);
+                held.into_chunks().for_each(|chunk| filing.write(shared, chunk));
+                (filing, None)
+            }
+            Body::Filed { filing, chunk } => (filing, chunk),
+            Body::Gone => return entry.port.listener.completions.handed(ticket, Err(Trouble::Temporary)),
+        };
+        if let Some(chunk) = chunk {
+            filing.write(shared, chunk);
+        }
+        let mut meta = shared.metas.pop().unwrap_or_default();
+        meta.extend_from_slice(envelope);
+        meta.extend_from_slice(prepend);
+        let (id, listener, envelope_octets) = (entry.id, entry.port.listener.clone(), envelope.len() as u32);
+        let body = PendingBody::Filed { octets: 0, sum: 0 };
+        shared.bodies.hand_over(filing, Pending { listener, ticket, id, meta, envelope_octets, body });
+    }
 }
 
 /// How far a commit has come when [`Port::commit`] returns.

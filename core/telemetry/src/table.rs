@@ -64,6 +64,7 @@ rows! {
         AuthLimited "auth_total" [r#"result="limited""#] Worker "AUTH commands refused by a limit.";
         MessagesAccepted "messages_total" [r#"result="accepted""#] Worker "Messages by what became of them.";
         MessagesAborted "messages_total" [r#"result="aborted""#] Worker "Transactions that ended without a message.";
+        MessagesInDoubt "messages_in_doubt_total" [""] Worker "Messages passed through that may come twice.";
         OctetsReceived "octets_total" [r#"direction="in""#] Worker "Octets on client connections.";
         OctetsSent "octets_total" [r#"direction="out""#] Worker "Octets sent to clients.";
         MessageOctets "message_octets_total" [""] Worker "Octets of accepted messages.";

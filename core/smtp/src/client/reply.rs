@@ -33,7 +33,7 @@ impl Enhanced {
     }
 
     /// Reads one at the front of a reply's text; returns it and the octets that it takes with the blank after it.
-    fn first_in(text: &[u8]) -> Option<(Self, usize)> {
+    pub fn first_in(text: &[u8]) -> Option<(Self, usize)> {
         let end = text.iter().position(|&b| b == b' ').unwrap_or(text.len());
         let mut parts = text.get(..end)?.split(|&b| b == b'.');
         let mut number = |digits_max: usize| {
