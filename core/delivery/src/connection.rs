@@ -79,6 +79,8 @@ pub(crate) struct Connection {
     patience: Duration,
     /// The transaction's end.
     until: Instant,
+    /// An earlier end for everything but the answer to the whole message: a client waits.
+    cut: Option<Instant>,
     /// For STARTTLS.
     starttls: Option<(ClientTls, String)>,
     ending: Ending,
@@ -136,6 +138,7 @@ impl Connection {
         begin: Begin<'_>,
         starttls: Option<(ClientTls, String)>,
         patience: Duration,
+        cut: Option<Instant>,
         ending: &Ending,
     ) -> (Self, Next) {
         let mut entropy = [0; 24];
@@ -153,6 +156,7 @@ impl Connection {
             plain: Vec::new(),
             patience,
             until: now + patience * PATIENT_STEPS,
+            cut,
             starttls,
             ending: ending.clone(),
             idle_since: now,
@@ -175,6 +179,7 @@ impl Connection {
     pub(crate) fn send_message(&mut self, message: &Message<'_>, mail: &Mail<'_>) -> Next {
         let transfer = Duration::from_secs(message.octets / OCTETS_PER_SECOND_MIN);
         self.until = Instant::now() + self.patience * PATIENT_STEPS + transfer;
+        self.cut = mail.until();
         let mut out = Vec::new();
         let next = self.client.deliver(message, &mut out);
         self.drive(next, out, Some(mail))
@@ -418,7 +423,12 @@ impl Connection {
 
     /// How long to wait before the next look.
     fn left(&self, until: Instant) -> io::Result<Duration> {
-        let left = until.min(self.until).saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        // A message that is with the peer as a whole is waited for: who gives up does not know whether it was taken.
+        if self.cut.is_some_and(|cut| now >= cut) && self.client.stage() != Stage::Final {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "peer did not answer while the client waited"));
+        }
+        let left = until.min(self.until).saturating_duration_since(now);
         if left.is_zero() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "peer did not answer in time"));
         }

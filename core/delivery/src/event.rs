@@ -17,6 +17,26 @@ pub enum Event<'a> {
         /// The route's name.
         route: &'a str,
     },
+    /// A recipient's message was not taken by the next hop, and the client that waits is told.
+    Refused {
+        /// The message.
+        id: QueueId,
+        /// The recipient's address.
+        recipient: &'a str,
+        /// The route's name.
+        route: &'a str,
+        /// Why.
+        reason: &'a str,
+    },
+    /// The next hop has taken a message for so many, but the client will not hear so: it may send it again.
+    InDoubt {
+        /// The message.
+        id: QueueId,
+        /// Recipients that have it.
+        recipients: u32,
+        /// Why the client does not hear it.
+        reason: &'a str,
+    },
     /// A recipient has to wait.
     Deferred {
         /// The message.
@@ -71,6 +91,12 @@ impl fmt::Display for Event<'_> {
         match self {
             Self::Delivered { id, recipient, route } => {
                 write!(f, "{id}: delivered to <{}> by {route}", recipient.escape_debug())
+            }
+            Self::Refused { id, recipient, route, reason } => {
+                write!(f, "{id}: not taken for <{}> by {route}: {reason}; the client is told", recipient.escape_debug())
+            }
+            Self::InDoubt { id, recipients, reason } => {
+                write!(f, "{id}: {recipients} recipients may get it twice: {reason}")
             }
             Self::Deferred { id, recipient, route, reason, attempts, next_seconds } => {
                 let route = route.unwrap_or("no route");

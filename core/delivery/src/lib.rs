@@ -42,6 +42,7 @@ mod event;
 pub mod maildir;
 mod next_hop;
 mod notice;
+mod pass;
 mod queue;
 mod retry;
 mod route;

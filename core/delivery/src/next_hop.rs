@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use smtp::client::{
     self, Class, Credentials, Enhanced, Failure, Login, Next, Protocol, RecipientResult, Stage, StartTls,
 };
@@ -61,6 +61,8 @@ pub struct HopSettings {
     pub backoff: Retry,
     /// Where this server listens: never a next hop.
     pub own: Vec<SocketAddr>,
+    /// Clients wait for the next hop's answer; nothing is kept meanwhile.
+    pub pass_through: bool,
 }
 
 /// A route to next hops.
@@ -71,6 +73,8 @@ pub struct NextHops {
     client_clear: Arc<client::Settings>,
     ending: Ending,
     state: Mutex<State>,
+    /// A connection may be used again.
+    freed: Condvar,
 }
 
 struct State {
@@ -118,6 +122,7 @@ impl NextHops {
             client_clear: Arc::new(clear),
             ending: Ending::default(),
             state: Mutex::new(State { in_use: 0, hops }),
+            freed: Condvar::new(),
             settings,
         })
     }
@@ -185,14 +190,16 @@ impl NextHops {
         }
     }
 
-    fn open(&self, place: &Place) -> Result<Connection, Trouble> {
+    fn open(&self, place: &Place, cut: Option<Instant>) -> Result<Connection, Trouble> {
         let host: &str = match place {
             Place::Tcp(host, _) => host,
             Place::Unix(_) => "localhost",
         };
         let name = self.settings.tls_name.as_deref().unwrap_or(host);
         let wire = || {
-            connect(place, self.settings.patience, &|local, peer| self.is_own(local, peer)).map_err(|why| {
+            let left = cut.map_or(Duration::MAX, |cut| cut.saturating_duration_since(Instant::now()));
+            let patience = self.settings.patience.min(left.max(Duration::from_millis(1)));
+            connect(place, patience, &|local, peer| self.is_own(local, peer)).map_err(|why| {
                 let status = if why.contains("this server itself") { 6 } else { 1 };
                 Trouble::own(Enhanced::new(4, 4, status), format!("{place}: {why}"))
             })
@@ -206,7 +213,7 @@ impl NextHops {
         };
         let starttls = self.settings.tls.clone().map(|tls| (tls, name.to_owned()));
         let (connection, next) =
-            Connection::begin(wire()?, self.client.clone(), begin, starttls, self.settings.patience, &self.ending);
+            Connection::begin(wire()?, self.client.clone(), begin, starttls, self.settings.patience, cut, &self.ending);
         if next == Next::Ready {
             return Ok(connection);
         }
@@ -220,6 +227,7 @@ impl NextHops {
                 Begin::Clear,
                 None,
                 self.settings.patience,
+                cut,
                 &self.ending,
             );
             return if next == Next::Ready { Ok(connection) } else { Err(trouble) };
@@ -291,6 +299,9 @@ impl NextHops {
         let mut last = None;
         for at in order {
             let Some(place) = self.settings.places.get(at) else { continue };
+            if mail.until().is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
             if self.ending.has_begun() {
                 return vec![Verdict::later("delivery ends; tried again after its start"); to.len()];
             }
@@ -299,7 +310,7 @@ impl NextHops {
                     return verdicts;
                 }
             }
-            let fared = match self.open(place) {
+            let fared = match self.open(place, mail.until()) {
                 Ok(connection) => {
                     let fared = self.transact(at, place, connection, mail, to);
                     if matches!(fared, Fared::Over(_)) {
@@ -348,6 +359,7 @@ struct Slot<'a>(&'a NextHops);
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.0.state.lock().in_use -= 1;
+        self.0.freed.notify_one();
     }
 }
 
@@ -362,8 +374,12 @@ impl Route for NextHops {
     fn deliver(&self, mail: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict> {
         {
             let mut state = self.state.lock();
-            if state.in_use >= self.settings.connections {
-                return vec![Verdict::Busy; recipients.len()];
+            while state.in_use >= self.settings.connections {
+                // A message of the queue comes again by itself; a client is here now.
+                let waits = mail.until().filter(|_| !self.ending.has_begun());
+                if waits.is_none_or(|until| self.freed.wait_until(&mut state, until).timed_out()) {
+                    return vec![Verdict::Busy; recipients.len()];
+                }
             }
             state.in_use += 1;
         }
@@ -388,6 +404,10 @@ impl Route for NextHops {
         places.iter().filter_map(|&place| verdicts.get(place).cloned()).collect()
     }
 
+    fn passes(&self) -> bool {
+        self.settings.pass_through
+    }
+
     fn room(&self) -> usize {
         self.settings.connections.saturating_sub(self.state.lock().in_use)
     }
@@ -398,6 +418,7 @@ impl Route for NextHops {
 
     fn stop(&self) {
         self.ending.begin();
+        self.freed.notify_all();
     }
 
     fn tidy(&self) {

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use smtp::envelope::{Body, Envelope, Notify, Recipient, Ret};
 use smtp::id::QueueId;
 use smtp::param::{XTEXT_OCTETS_MAX, decode_xtext};
-use spool::{Completions, Port, Trouble as SpoolTrouble, Writer};
+use spool::{Completions, Entry, Port, Trouble as SpoolTrouble, Writer};
 
 use crate::route::{Mail, Trouble};
 
@@ -272,8 +272,19 @@ impl Postbox {
             SpoolTrouble::NoSpace => "no room on the spool's disk".to_owned(),
             SpoolTrouble::Temporary => "the spool's disk failed".to_owned(),
         };
-        let mut entry = self.port.begin(id, Some(message.len() as u64)).map_err(refused)?;
-        let mut rest = message;
+        let mut entry = self.begin(id, message.len() as u64).map_err(refused)?;
+        self.append(&mut entry, message);
+        self.commit(entry, envelope, b"").map_err(refused)
+    }
+
+    /// Makes room for a message of so many octets.
+    pub(crate) fn begin(&self, id: QueueId, octets: u64) -> Result<Entry, SpoolTrouble> {
+        self.port.begin(id, Some(octets))
+    }
+
+    /// Takes a part of it.
+    pub(crate) fn append(&self, entry: &mut Entry, part: &[u8]) {
+        let mut rest = part;
         while !rest.is_empty() {
             let taken = entry.append(rest);
             rest = rest.get(taken..).unwrap_or_default();
@@ -283,14 +294,19 @@ impl Postbox {
                 self.waiting.room.wait_for(&mut full, std::time::Duration::from_millis(20));
             }
         }
+    }
+
+    /// Waits until it is durable.
+    pub(crate) fn commit(&self, entry: Entry, envelope: &Envelope, prepend: &[u8]) -> Result<(), SpoolTrouble> {
         let ticket = self.waiting.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (done, result) = bounded(1);
         self.waiting.tickets.lock().insert(ticket, done);
         let mut octets = Vec::new();
         envelope.encode(&mut octets);
-        match self.port.commit(entry, &octets, b"", ticket) {
+        match self.port.commit(entry, &octets, prepend, ticket) {
             spool::Commit::Done => Ok(()),
-            spool::Commit::Pending => result.recv().map_err(|_| "the spool ended".to_owned())?.map_err(refused),
+            // The spool has ended when nobody answers.
+            spool::Commit::Pending => result.recv().unwrap_or(Err(SpoolTrouble::Temporary)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smtp::client::Enhanced;
 use smtp::envelope::{Envelope, Recipient};
@@ -15,16 +15,27 @@ pub struct Mail<'a> {
     /// Who it is from and for.
     pub envelope: &'a Envelope,
     message: &'a Message,
+    until: Option<Instant>,
 }
 
 impl<'a> Mail<'a> {
     pub(crate) fn new(envelope: &'a Envelope, message: &'a Message) -> Self {
-        Self { envelope, message }
+        Self { envelope, message, until: None }
+    }
+
+    /// The same, for a client that waits until then.
+    pub(crate) fn awaited(self, until: Instant) -> Self {
+        Self { until: Some(until), ..self }
     }
 
     /// Its id.
     pub fn id(&self) -> QueueId {
         self.message.id()
+    }
+
+    /// A client waits for the end of this attempt until then; nobody does otherwise.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
     }
 
     /// When it was accepted, milliseconds since 1970.
@@ -112,6 +123,11 @@ pub trait Route: Send + Sync {
     /// thread and may block there.
     fn deliver(&self, mail: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict>;
 
+    /// Whether the client that sends a message waits for this route's answer (`pass_through`).
+    fn passes(&self) -> bool {
+        false
+    }
+
     /// Attempts that may begin now; with none, `deliver` says [`Verdict::Busy`].
     fn room(&self) -> usize {
         usize::MAX
@@ -186,8 +202,7 @@ impl Routes {
 
     /// Place of the route for an address. One without a domain (`postmaster`) goes where its mailbox's would.
     pub(crate) fn find(&self, recipient: &Recipient<'_>) -> Option<usize> {
-        let domain = |address: &str| address.rsplit_once('@').map(|(_, domain)| domain.to_lowercase());
-        let domain = domain(recipient.address).or_else(|| domain(recipient.mailbox));
+        let domain = recipient.route_domain();
         domain.and_then(|domain| self.domains.get(&domain).copied()).or(self.default)
     }
 

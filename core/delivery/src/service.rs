@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
+use link::pass::{QUESTION, Question};
 use link::{Link, Received, frames};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
@@ -22,6 +23,7 @@ use spool::{BodyTrouble, Disk, Doorbell, Follower, Hooks, Message, MessageKey, N
 
 use crate::event::{Event, Events};
 use crate::notice::{self, Fate, NotTold, Postbox};
+use crate::pass::{self, Passing};
 use crate::queue::{Answer, Held, Request};
 use crate::retry::Retry;
 use crate::route::{Mail, Routes, Trouble, Verdict};
@@ -74,7 +76,7 @@ pub struct Service {
     pub(crate) shared: Arc<Shared>,
     retry: Retry,
     threads: usize,
-    links: Vec<Link>,
+    links: Vec<Arc<Link>>,
     /// Messages that could not be handed on at once.
     pub(crate) waiting: HashMap<MessageKey, Waiting>,
     /// When they are tried again. What is no longer true of an entry is said in `waiting`.
@@ -134,6 +136,8 @@ pub struct Handle {
 
 pub(crate) struct Shared {
     pub(crate) routes: Routes,
+    /// Messages whose clients wait.
+    pub(crate) passing: Passing,
     pub(crate) events: Arc<dyn Events>,
     expire: Duration,
     hostname: String,
@@ -174,10 +178,10 @@ struct Outcome {
 
 /// One attempt's end.
 #[derive(Default)]
-struct Attempted {
+pub(crate) struct Attempted {
     recipients: u32,
-    settled: Vec<u32>,
-    deferred: Vec<Deferred>,
+    pub(crate) settled: Vec<u32>,
+    pub(crate) deferred: Vec<Deferred>,
     /// A route had no connection for it: its place.
     busy: Option<usize>,
     /// No attempt was made for any that is deferred, and none should be for so long.
@@ -226,6 +230,7 @@ impl Service {
         let slow: usize = settings.routes.iter().map(|route| route.slow_attempts()).sum();
         let shared = Arc::new(Shared {
             routes: settings.routes,
+            passing: Passing::default(),
             events: events.clone(),
             expire: settings.expire,
             hostname: settings.hostname,
@@ -268,9 +273,18 @@ impl Service {
             }
         }
         drop(work);
+        let waited_for: usize =
+            self.shared.routes.iter().filter(|route| route.passes()).map(|route| route.slow_attempts()).sum();
+        let mut pass_threads = Vec::new();
+        for _ in 0..waited_for.min(THREADS_MAX) {
+            let shared = self.shared.clone();
+            let thread = std::thread::Builder::new().name("pass".to_owned());
+            pass_threads.push(thread.spawn(move || pass::run(&shared))?);
+        }
         let ended = self.turn_until_stopped(&jobs, !threads.is_empty());
         drop(jobs);
-        for thread in threads {
+        self.shared.passing.stop();
+        for thread in threads.into_iter().chain(pass_threads) {
             let _ = thread.join();
         }
         // What they ended while we left, after an error too.
@@ -285,7 +299,7 @@ impl Service {
     fn turn_until_stopped(&mut self, jobs: &Sender<Message>, threaded: bool) -> io::Result<()> {
         loop {
             let inbox = self.take_inbox();
-            self.links.extend(inbox.links);
+            self.links.extend(inbox.links.into_iter().map(Arc::new));
             inbox.bells.into_iter().for_each(|bell| self.follower.ring(bell));
             self.in_flight -= inbox.outcomes.len();
             inbox.outcomes.into_iter().for_each(|outcome| self.settle(outcome));
@@ -299,6 +313,7 @@ impl Service {
             let mut more = false;
             if inbox.stop {
                 self.shared.routes.iter().for_each(|route| route.stop());
+                self.shared.passing.stop();
             } else {
                 more = self.feed(jobs, threaded);
             }
@@ -331,16 +346,16 @@ impl Service {
 
     fn read_links(&mut self) {
         let mut packet = Vec::new();
-        let (follower, events) = (&mut self.follower, &self.shared.events);
+        let (follower, shared) = (&mut self.follower, &self.shared);
         let before = self.links.len();
         self.links.retain(|link| {
             for _ in 0..TURN_PACKETS {
                 match link.receive(&mut packet) {
-                    Ok(Received::Packet { .. }) => ring_all(follower, &**events, &packet),
+                    Ok(Received::Packet { fds }) => hear(follower, shared, link, &packet, fds),
                     Ok(Received::WouldBlock) => return true,
                     Ok(Received::Closed) => return false,
                     Err(error) => {
-                        events.event(&Event::Link { reason: &error.to_string() });
+                        shared.events.event(&Event::Link { reason: &error.to_string() });
                         return false;
                     }
                 }
@@ -591,7 +606,7 @@ impl Service {
 
     fn sleep(&self, most: Duration) -> io::Result<()> {
         let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-        fds.extend(self.links.iter().map(|link| PollFd::new(link, PollFlags::IN)));
+        fds.extend(self.links.iter().map(|link| PollFd::new(&**link, PollFlags::IN)));
         let timeout = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) };
         match rustix::event::poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -661,7 +676,7 @@ pub(crate) fn unix_ms() -> u64 {
 
 impl Shared {
     /// Where notices are written.
-    fn postbox(self: &Arc<Self>) -> io::Result<Arc<Postbox>> {
+    pub(crate) fn postbox(self: &Arc<Self>) -> io::Result<Arc<Postbox>> {
         let mut postbox = self.postbox.lock();
         if let Some(postbox) = &*postbox {
             return Ok(postbox.clone());
@@ -707,13 +722,25 @@ impl Shared {
     }
 }
 
-fn ring_all(follower: &mut Follower, events: &dyn Events, packet: &[u8]) {
+/// What a worker says: how far its segment is durable, and what it wants to pass through.
+fn hear(follower: &mut Follower, shared: &Shared, link: &Arc<Link>, packet: &[u8], fds: Vec<OwnedFd>) {
+    let events = &*shared.events;
+    let mut fds = fds.into_iter();
     for frame in frames(packet) {
         match frame {
             Ok(frame) if frame.kind == Doorbell::FRAME_KIND => match Doorbell::decode(frame.payload) {
                 Some(bell) => follower.ring(bell),
                 None => events.event(&Event::Link { reason: "a doorbell of the wrong length" }),
             },
+            Ok(frame) if frame.kind == QUESTION => {
+                let question = Question::decode(frame.payload).map_err(|bad| bad.to_string());
+                let asked = question.and_then(|question| {
+                    let file = fds.next().ok_or("a message came without its file")?;
+                    shared.passing.ask(shared, link, frame.id, question, file)
+                });
+                // Its client is answered by the worker, at its deadline.
+                asked.unwrap_or_else(|reason| events.event(&Event::Link { reason: &reason }));
+            }
             // A newer worker may say what we do not know yet.
             Ok(_) => {}
             Err(bad) => return events.event(&Event::Link { reason: &bad.to_string() }),
@@ -788,15 +815,15 @@ fn attempt(shared: &Arc<Shared>, message: &Message) -> Attempted {
 }
 
 /// How an attempt ended for one recipient.
-struct End<'a> {
-    index: u32,
-    recipient: Recipient<'a>,
-    place: Option<usize>,
-    verdict: Verdict,
+pub(crate) struct End<'a> {
+    pub(crate) index: u32,
+    pub(crate) recipient: Recipient<'a>,
+    pub(crate) place: Option<usize>,
+    pub(crate) verdict: Verdict,
 }
 
 /// From verdicts to what is settled, who is told, and what waits.
-fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>, outcome: &mut Attempted) {
+pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>, outcome: &mut Attempted) {
     let age = Duration::from_millis(unix_ms().saturating_sub(mail.unix_ms()));
     let expired = age >= shared.expire;
     let id = mail.id();

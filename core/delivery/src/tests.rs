@@ -1,6 +1,7 @@
 //! The service with a real spool, real links and real Maildirs.
 
 mod hops;
+mod pass;
 
 use std::collections::BTreeMap;
 use std::path::Path;

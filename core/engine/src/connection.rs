@@ -64,6 +64,8 @@ pub enum Pending {
     Step,
     /// The spool.
     Commit,
+    /// The next hop.
+    Passing,
     /// Time.
     Delay,
 }

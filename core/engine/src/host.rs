@@ -18,8 +18,9 @@ use crate::budget::Budget;
 use crate::cache::{Addresses, Passwords};
 use crate::connection::{Held, Message, Pending, Tls};
 use crate::entropy::Entropy;
+use crate::passing::Passing;
 use crate::questions::{Asked, Questions, sasl_outcome};
-use crate::setup::{Notice, Port};
+use crate::setup::{Notice, Passes, Port};
 use crate::slab::Token;
 use crate::steps::{ANSWER_MS_MAX, Steps};
 use crate::watch::Watch;
@@ -34,6 +35,8 @@ pub struct Shared {
     /// Names of accounts become numbers under this key.
     pub account_key: Hmac<Sha256>,
     pub notify: Box<dyn Fn(Notice) + Send + Sync>,
+    /// Whose reply waits for the next hop.
+    pub passes: Option<Passes>,
     /// Per shard: when it last turned, milliseconds since 1970.
     pub beats: Box<[AtomicU64]>,
     /// Per shard: sessions.
@@ -57,6 +60,7 @@ pub struct Local {
     pub number: usize,
     pub questions: Questions,
     pub steps: Steps,
+    pub passing: Passing,
     pub addresses: Addresses,
     pub entropy: Entropy,
     pub spool: spool::Port,
@@ -209,6 +213,9 @@ impl TurnHost<'_> {
         }
         self.local.envelope.clear();
         envelope.encode(&mut self.local.envelope);
+        if self.shared.passes.as_ref().is_some_and(|passes| envelope.recipients().any(|to| passes(&to))) {
+            return self.hand_over(entry, last_ms, prepend);
+        }
         let commit = self.local.spool.commit(entry, &self.local.envelope, prepend, self.token.word());
         if commit == Commit::Pending {
             *self.pending = Pending::Commit;
@@ -216,6 +223,24 @@ impl TurnHost<'_> {
         Ok(commit)
     }
 }
+
+impl TurnHost<'_> {
+    /// Gives the message to delivery, which asks its next hop. The client is answered in time, whatever happens;
+    /// delivery hears of an earlier end, so that its answer can come first (DECISIONS B4).
+    fn hand_over(&mut self, entry: spool::Entry, last_ms: u64, prepend: &[u8]) -> Result<Commit, Trouble> {
+        let Now { ms, unix_ms, .. } = self.local.now;
+        let deadline_ms = self.port.deadlines.data_deadline_ms;
+        let until_ms = last_ms + deadline_ms.saturating_sub(ANSWER_AHEAD_MS).max(deadline_ms / 2);
+        let at = self.local.passing.begin(self.token, entry.id(), unix_ms, until_ms, ms).ok_or(Trouble::Temporary)?;
+        self.local.spool.hand_over(entry, &self.local.envelope, prepend, at.word());
+        (*self.pending, *self.question) = (Pending::Passing, at.index());
+        self.local.effect_ms = (last_ms + deadline_ms).saturating_sub(ms);
+        Ok(Commit::Pending)
+    }
+}
+
+/// How much earlier than its client delivery gives up.
+const ANSWER_AHEAD_MS: u64 = 10_000;
 
 impl Host for TurnHost<'_> {
     fn perform(&mut self, effect: Effect<'_>) -> Option<Outcome> {

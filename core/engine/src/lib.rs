@@ -50,6 +50,8 @@
 //!     }],
 //!     sessions_max: 1000,
 //!     directory: Vec::new(),
+//!     delivery: Vec::new(),
+//!     passes: None,
 //!     spool: spool::Writer::open(disk, spool::Options::default(), spool::Hooks::default())?,
 //!     limits: Arc::new(limits::Table::create(1)?),
 //!     account_key: sasl::Secret::new(vec![7; 32]),
@@ -75,6 +77,7 @@ mod doors;
 mod entropy;
 mod host;
 mod inbox;
+mod passing;
 mod questions;
 mod setup;
 mod shard;
@@ -87,5 +90,5 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use setup::{Bounds, Deadlines, Notice, Port, Setup, Socket};
+pub use setup::{Bounds, Deadlines, Notice, Passes, Port, Setup, Socket};
 pub use worker::{Handle, StartError, Stats, Worker};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use link::Link;
+use smtp::envelope::Recipient;
 use smtp::listener::Listener;
 
 /// Everything that a worker needs. Immutable while it lives, save for what is made to be exchanged
@@ -18,6 +19,10 @@ pub struct Setup {
     pub sessions_max: usize,
     /// One link to the directory process per shard, in their order; missing ones may be given later.
     pub directory: Vec<Link>,
+    /// One link to the delivery process per shard, likewise. Used only where `passes` says so.
+    pub delivery: Vec<Link>,
+    /// Whether the reply to a message waits for this recipient's next hop; `None`: for nobody's.
+    pub passes: Option<Passes>,
     /// Where messages go. Its own pool and durability are chosen there.
     pub spool: spool::Writer,
     /// The limits, shared by all workers.
@@ -33,6 +38,9 @@ pub struct Setup {
     /// Bounds that are the same for all listeners.
     pub bounds: Bounds,
 }
+
+/// Whether a recipient's mail is passed through.
+pub type Passes = Box<dyn Fn(&Recipient<'_>) -> bool + Send + Sync>;
 
 /// A listener, its sockets, and what the engine must know of it.
 pub struct Port {

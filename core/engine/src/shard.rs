@@ -29,7 +29,7 @@ use mio::{Interest, Poll};
 use plugin_host::RemoteLibrary;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown};
-use smtp::host::{Context, Outcome, Peer, Pools, TlsFacts};
+use smtp::host::{Context, Outcome, Peer, Pools, TlsFacts, Trouble};
 use smtp::{Farewell, Next, Phase, Session};
 use telemetry::{Counter, Event, Gauge, Histogram};
 use zeroize::Zeroize;
@@ -38,6 +38,7 @@ use crate::connection::{Clock, Pending, Slot, Stage, Tls, flag, keep, ticks};
 use crate::doors::{Arrival, DOORS, Doors};
 use crate::host::{Local, Shared, TurnHost, committed};
 use crate::inbox::Inbox;
+use crate::passing::{Doubt, News};
 use crate::questions::{Lost, Memory};
 use crate::setup::Notice;
 use crate::slab::{GenSlab, Token};
@@ -49,8 +50,12 @@ pub enum Mail {
     Committed(Token, Result<(), spool::Trouble>),
     /// The spool has room again.
     Room,
+    /// A message that is not kept has its file; where it stands in [`crate::passing`].
+    Handed(Token, Result<spool::Handed, spool::Trouble>),
     /// A new link to the directory.
     Directory(Link),
+    /// A new link to delivery.
+    Delivery(Link),
     /// A link to a process that runs mechanisms: which library, which edition, whether it has described itself.
     Runner(Arc<RemoteLibrary>, u32, Link, bool),
     /// Accept nobody; end idle sessions after the first time, all after the second, milliseconds from now.
@@ -81,6 +86,8 @@ pub struct Shard {
     run: VecDeque<Token>,
     sink_full: Vec<Token>,
     answers: Vec<(Token, Outcome)>,
+    /// From delivery.
+    news: News,
     drain: Option<Drain>,
     /// When sessions panicked, the last few.
     panics: VecDeque<u64>,
@@ -115,6 +122,7 @@ enum Read {
 /// Token numbers of the shard itself.
 pub const INBOX: u32 = 0;
 const DIRECTORY: u32 = 1;
+const DELIVERY: u32 = 2;
 /// And of links to mechanism-hosts, from here on.
 const RUNNERS: u32 = 1 << 24;
 
@@ -150,12 +158,14 @@ impl Shard {
             run: VecDeque::new(),
             sink_full: Vec::new(),
             answers: Vec::new(),
+            news: News::default(),
             drain: None,
             panics: VecDeque::new(),
             handshakes: 0,
             closed: false,
         };
         shard.watch_directory()?;
+        shard.watch_delivery()?;
         Ok(shard)
     }
 
@@ -176,7 +186,7 @@ impl Shard {
             self.local.now.read();
             (self.handshakes, self.closed) = (0, false);
 
-            let mut asked = false;
+            let (mut asked, mut passed) = (false, false);
             let mut waiting = self.run.len();
             for event in &events {
                 let token = Token::from_word(event.token().0 as u64);
@@ -184,6 +194,7 @@ impl Shard {
                     None => self.event(token, event),
                     Some(INBOX) => self.inbox.woken(),
                     Some(DIRECTORY) => asked = true,
+                    Some(DELIVERY) => passed = true,
                     Some(runner @ RUNNERS..) => self.hear_runner(runner - RUNNERS),
                     Some(door) => self.doors.knock((door - DOORS) as usize),
                 }
@@ -203,6 +214,10 @@ impl Shard {
             if asked {
                 self.hear_directory();
             }
+            if passed {
+                // A lost link is replaced by the supervisor, as with the directory.
+                let _ = self.local.passing.receive(self.local.now.ms, &mut self.news);
+            }
             self.give_up_questions();
             self.wheel.advance(&mut self.slots, self.local.now.tick, &mut due);
             for index in due.drain(..) {
@@ -216,6 +231,8 @@ impl Shard {
             if self.local.questions.flush(self.local.now.ms).is_err() {
                 self.directory_lost();
             }
+            let _ = self.local.passing.flush(self.local.now.ms, &mut self.news);
+            self.tell_news();
             self.local.steps.flush(&mut self.answers);
             while !self.answers.is_empty() {
                 self.hand_out_answers();
@@ -244,6 +261,7 @@ impl Shard {
         let next = [
             self.wheel.next().map(|tick| now.at(tick)),
             self.local.questions.give_up_at(),
+            self.local.passing.give_up_at(),
             self.doors.paused_until(),
             self.local.watch.due_ms(),
             drain,
@@ -943,7 +961,7 @@ impl Shard {
         let due = match slot.pending {
             // Once handed over, the answer is the sync's, however late (DECISIONS H12).
             Pending::Commit => Tick::MAX / 2,
-            Pending::Question | Pending::Step => now.saturating_add(ticks(ms)),
+            Pending::Question | Pending::Step | Pending::Passing => now.saturating_add(ticks(ms)),
             Pending::Delay => {
                 // A delay stops the clock before login (DECISIONS C7). One tick more: ticks are rounded down.
                 slot.paused = slot.paused.saturating_add(u16::try_from(ticks(ms)).unwrap_or(u16::MAX));
@@ -985,6 +1003,12 @@ impl Shard {
                 return self.resume(token, Outcome::Step(late));
             }
             Pending::Commit => return self.arm_effect(token),
+            Pending::Passing => {
+                let question = slot.question;
+                self.local.watch.add(Counter::EffectsTimedOut, 1);
+                self.local.passing.forget(token, question);
+                return self.resume(token, Outcome::Commit(Err(Trouble::Late)));
+            }
             Pending::None => {}
         }
         let Some(port) = self.shared.ports.get(usize::from(slot.port)) else { return };
@@ -1029,6 +1053,9 @@ impl Shard {
         }
         if slot.pending == Pending::Step {
             self.local.steps.forget(token, slot.question);
+        }
+        if slot.pending == Pending::Passing {
+            self.local.passing.forget(token, slot.question);
         }
         slot.pending = Pending::None;
         self.local.watch.gauge(Gauge::EffectsPending, -1);
@@ -1216,6 +1243,17 @@ impl Shard {
                     }
                 }
             }
+            Mail::Handed(at, result) => {
+                if result.is_err() {
+                    self.local.watch.add(Counter::SpoolFailures, 1);
+                }
+                self.local.passing.handed(at, result, &mut self.news);
+            }
+            Mail::Delivery(link) => {
+                self.local.passing.connect(link, &mut self.news);
+                // Unwatched it is as good as dead: what is asked ends at its deadline.
+                let _ = self.watch_delivery();
+            }
             Mail::Directory(link) => {
                 self.local.questions.connect(link);
                 if self.watch_directory().is_err() {
@@ -1276,6 +1314,28 @@ impl Shard {
         self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), token, interest)
     }
 
+    fn watch_delivery(&self) -> io::Result<()> {
+        let Some(link) = self.local.passing.link() else { return Ok(()) };
+        let token = mio_token(Token::outside(DELIVERY));
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), token, interest)
+    }
+
+    /// Tells sessions what their next hops said, and the operator what may be delivered twice.
+    fn tell_news(&mut self) {
+        self.local.passing.give_up(self.local.now.ms, &mut self.news);
+        self.answers.append(&mut self.news.answers);
+        let now = self.local.now;
+        for Doubt { id, taken } in std::mem::take(&mut self.news.doubts) {
+            self.local.watch.add(Counter::MessagesInDoubt, 1);
+            let event = Event::log("passed.doubt", telemetry::Level::Warning, now.unix_ms).word("id", id.to_string());
+            let text = "a next hop has it, or may have, and the client was not told: it may come twice";
+            let event = taken.into_iter().fold(event, |event, taken| event.number("recipients", taken.into()));
+            self.local.watch.tell(&event.word("text", text), now.ms);
+        }
+        self.hand_out_answers();
+    }
+
     fn hear_directory(&mut self) {
         let passwords = &self.shared.passwords;
         let mut memory = Memory {
@@ -1318,8 +1378,10 @@ impl Shard {
     fn hand_out_answers(&mut self) {
         let mut answers = std::mem::take(&mut self.answers);
         for (token, outcome) in answers.drain(..) {
-            let waits =
-                self.slots.get_mut(token).is_some_and(|slot| matches!(slot.pending, Pending::Question | Pending::Step));
+            let waits = matches!(
+                self.slots.get_mut(token).map(|slot| slot.pending),
+                Some(Pending::Question | Pending::Step | Pending::Passing)
+            );
             if waits {
                 self.guarded(token, |shard| shard.resume(token, outcome));
             }

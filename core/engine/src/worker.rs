@@ -18,6 +18,7 @@ use crate::cache::{Addresses, Passwords};
 use crate::entropy::Entropy;
 use crate::host::{Local, Now, Shared};
 use crate::inbox::Inbox;
+use crate::passing::Passing;
 use crate::questions::Questions;
 use crate::setup::{Notice, Setup, Socket};
 use crate::shard::{Beginning, INBOX, Mail, Shard};
@@ -106,6 +107,7 @@ impl Worker {
             limits: setup.limits,
             account_key,
             notify: setup.notify,
+            passes: setup.passes,
             beats: counters(),
             sessions: counters(),
             panics: AtomicU64::new(0),
@@ -114,6 +116,7 @@ impl Worker {
         let mut handle = Handle { shared, shards: Vec::new(), threads: Vec::new(), spool: None };
         let living = Arc::new(AtomicUsize::new(shards));
         let mut links = setup.directory.into_iter();
+        let mut ways = setup.delivery.into_iter();
         for (number, sockets) in sockets.into_iter().enumerate() {
             let poll = Poll::new().map_err(|cause| StartError::Io { what: "epoll", cause })?;
             let token = mio::Token(Token::outside(INBOX).word() as usize);
@@ -127,6 +130,7 @@ impl Worker {
                 number,
                 questions: Questions::new(links.next(), setup.bounds.questions_max, now.ms),
                 steps: Steps::new(setup.bounds.questions_max),
+                passing: Passing::new(ways.next(), setup.bounds.questions_max, now.ms),
                 addresses: Addresses::new(setup.bounds.addresses_max),
                 entropy,
                 spool: setup.spool.port(Arc::new(Results(inbox.clone()))),
@@ -192,6 +196,13 @@ impl Handle {
     pub fn connect_directory(&self, shard: usize, link: Link) {
         if let Some(inbox) = self.shards.get(shard) {
             inbox.send(Mail::Directory(link));
+        }
+    }
+
+    /// Gives a shard a new link to the delivery process; what had not left yet is asked again.
+    pub fn connect_delivery(&self, shard: usize, link: Link) {
+        if let Some(inbox) = self.shards.get(shard) {
+            inbox.send(Mail::Delivery(link));
         }
     }
 
@@ -267,5 +278,9 @@ impl Completions for Results {
 
     fn room(&self) {
         self.0.send(Mail::Room);
+    }
+
+    fn handed(&self, ticket: u64, result: Result<spool::Handed, spool::Trouble>) {
+        self.0.send(Mail::Handed(Token::from_word(ticket), result));
     }
 }

@@ -303,6 +303,8 @@ pub struct HopRoute {
     pub connections: usize,
     /// Longest wait for a reply.
     pub timeout: Duration,
+    /// Clients wait for the next hop's reply.
+    pub pass_through: bool,
 }
 
 /// `[queue]`.
@@ -795,6 +797,7 @@ fn route(table: &Table, base: &Path, report: &mut Report) -> Option<Route> {
             "route[].path" => word == "maildir",
             // They have a default everywhere.
             "route[].connections" | "route[].timeout" => true,
+            "route[].pass_through" => hop || !read.flag(path),
             _ => hop,
         };
         if !fits {
@@ -884,6 +887,7 @@ fn next_hop(read: &Reader<'_>, lmtp: bool, report: &mut Report) -> Option<HopRou
         login,
         connections: read.count("route[].connections"),
         timeout: read.time("route[].timeout"),
+        pass_through: read.flag("route[].pass_through"),
     })
 }
 

@@ -77,6 +77,7 @@ pub fn make(config: &Config, hop: &HopRoute) -> Result<NextHops, (&'static str, 
         connections: hop.connections,
         patience: hop.timeout,
         backoff: BACKOFF,
+        pass_through: hop.pass_through,
         own: config.listeners.iter().flat_map(|listener| listener.bind.clone()).collect(),
     })
     .map_err(|why| ("to", why))

@@ -912,6 +912,17 @@ pub const OPTIONS: &[Opt] = &[
                for each KiB, are given to a whole message.",
         example: "\"60s\"",
     },
+    Opt {
+        path: "route[].pass_through",
+        kind: Kind::Flag,
+        default: Default::Is("false"),
+        reload: Reload::Command,
+        help: "For `lmtp` and `smtp`. The client waits until the next hop has taken the message or refused it, and gets \
+               that reply; nothing is kept here meanwhile. When the next hop takes it for some recipients only, or other \
+               recipients have an ordinary route, the rest goes into the queue and the reply is 250. Each connection \
+               serves one waiting client: see `connections`.",
+        example: "true",
+    },
     // The queue
     Opt {
         path: "queue.expire",

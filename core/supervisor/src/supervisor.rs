@@ -1086,10 +1086,10 @@ fn fits(plan: &Plan, per_address: usize) -> Result<(), String> {
 /// Makes the links that two processes have to each other, if any, and gives each its ends.
 fn connect(a: &mut Process, b: &mut Process) -> io::Result<()> {
     let links = match (a.role, b.role) {
-        (Role::Worker, Role::Directory) => a.shards,
-        (Role::Directory, Role::Worker) => b.shards,
-        (Role::Worker, Role::Delivery | Role::Control)
-        | (Role::Delivery | Role::Control, Role::Worker)
+        (Role::Worker, Role::Directory | Role::Delivery) => a.shards,
+        (Role::Directory | Role::Delivery, Role::Worker) => b.shards,
+        (Role::Worker, Role::Control)
+        | (Role::Control, Role::Worker)
         | (Role::Directory | Role::Delivery, Role::Control)
         | (Role::Control, Role::Directory | Role::Delivery) => 1,
         _ => 0,

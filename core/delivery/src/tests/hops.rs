@@ -14,7 +14,7 @@ use crate::{Answer, EntryState, Filter, HopSettings, NextHops, Place, Request, S
 
 /// Where in the dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Greeting,
     Hello,
     Mail,
@@ -27,7 +27,7 @@ enum Step {
 
 /// What is wrong there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     /// This reply instead of the good one.
     Say(&'static str),
     Stall,
@@ -35,24 +35,26 @@ enum Fault {
     Garbage,
     /// The good reply, octet by octet.
     Slow,
+    /// The good reply, when [`Script::frozen`] is over.
+    Late,
 }
 
 #[derive(Default)]
-struct Script {
+pub(super) struct Script {
     /// In this order; each happens once.
-    faults: Mutex<VecDeque<(Step, Fault)>>,
+    pub(super) faults: Mutex<VecDeque<(Step, Fault)>>,
     /// Messages that were taken: recipients and text.
-    taken: Mutex<Vec<(Vec<String>, String)>>,
+    pub(super) taken: Mutex<Vec<(Vec<String>, String)>>,
     /// Replies to RCPT (LMTP: to the message) by address; once each.
-    by_address: Mutex<BTreeMap<String, VecDeque<&'static str>>>,
-    commands: Seen,
-    connections: AtomicUsize,
-    lmtp: AtomicBool,
-    chunking: AtomicBool,
+    pub(super) by_address: Mutex<BTreeMap<String, VecDeque<&'static str>>>,
+    pub(super) commands: Seen,
+    pub(super) connections: AtomicUsize,
+    pub(super) lmtp: AtomicBool,
+    pub(super) chunking: AtomicBool,
     /// A connection ends, without a word, after one message.
-    single: AtomicBool,
+    pub(super) single: AtomicBool,
     /// While it is set, nobody is greeted.
-    frozen: AtomicBool,
+    pub(super) frozen: AtomicBool,
 }
 
 impl Script {
@@ -68,6 +70,10 @@ impl Script {
             None => (good.to_owned(), false),
             Some(Fault::Say(text)) => (format!("{text}\r\n"), false),
             Some(Fault::Slow) => (good.to_owned(), true),
+            Some(Fault::Late) => {
+                self.thaw();
+                (good.to_owned(), false)
+            }
             Some(Fault::Garbage) => ("\u{0}\u{7f}no reply at all\r\n".to_owned(), false),
             Some(Fault::Reset) => return None,
             Some(Fault::Stall) => {
@@ -83,11 +89,22 @@ impl Script {
         Some(text == good)
     }
 
-    fn serve<S: Read + Write>(&self, stream: S) -> Option<()> {
-        self.connections.fetch_add(1, Ordering::SeqCst);
+    /// Whether it is a reply that comes late, not the greeting.
+    fn late(&self) -> bool {
+        self.faults.lock().iter().any(|(_, fault)| *fault == Fault::Late)
+    }
+
+    fn thaw(&self) {
         let late = Instant::now() + Duration::from_secs(20);
         while self.frozen.load(Ordering::SeqCst) && Instant::now() < late {
             std::thread::yield_now();
+        }
+    }
+
+    fn serve<S: Read + Write>(&self, stream: S) -> Option<()> {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+        if self.frozen.load(Ordering::SeqCst) && !self.late() {
+            self.thaw();
         }
         let mut stream = BufReader::new(stream);
         let lmtp = self.lmtp.load(Ordering::SeqCst);
@@ -189,15 +206,15 @@ impl Script {
 }
 
 /// A server with a script; ends with its handle.
-struct Hop {
-    script: Arc<Script>,
-    port: u16,
+pub(super) struct Hop {
+    pub(super) script: Arc<Script>,
+    pub(super) port: u16,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Hop {
-    fn start(script: Script) -> Self {
+    pub(super) fn start(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (script, over) = (Arc::new(script), Arc::new(AtomicBool::new(false)));
@@ -217,11 +234,11 @@ impl Hop {
         Self { script, port, over, thread: Some(thread) }
     }
 
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         Place::Tcp("127.0.0.1".into(), self.port)
     }
 
-    fn texts(&self) -> Vec<String> {
+    pub(super) fn texts(&self) -> Vec<String> {
         self.script.taken.lock().iter().map(|(_, text)| text.clone()).collect()
     }
 }
@@ -236,7 +253,11 @@ impl Drop for Hop {
 }
 
 fn hops(places: Vec<Place>, protocol: Protocol) -> Arc<dyn Route> {
-    let settings = HopSettings {
+    Arc::new(NextHops::new(hop_settings(places, protocol)).unwrap())
+}
+
+pub(super) fn hop_settings(places: Vec<Place>, protocol: Protocol) -> HopSettings {
+    HopSettings {
         places,
         protocol,
         hostname: "our.example".into(),
@@ -248,12 +269,12 @@ fn hops(places: Vec<Place>, protocol: Protocol) -> Arc<dyn Route> {
         patience: Duration::from_millis(400),
         backoff: Retry { first: Duration::from_millis(10), max: Duration::from_millis(40) },
         own: Vec::new(),
-    };
-    Arc::new(NextHops::new(settings).unwrap())
+        pass_through: false,
+    }
 }
 
 /// An envelope from alice, who has logged in.
-fn from_alice(to: &[(&str, Notify)]) -> Envelope {
+pub(super) fn from_alice(to: &[(&str, Notify)]) -> Envelope {
     let mut envelope = Envelope::default();
     envelope.set_reverse_path(Some("alice@demo.test"));
     envelope.set_identity("alice@demo.test");
@@ -269,8 +290,8 @@ fn commit(worker: &mut Worker, envelope: &Envelope, body: &[u8]) -> QueueId {
     worker.commit_raw(&octets, body)
 }
 
-const BODY: &[u8] = b"Subject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
-const WHOLE: &str = "Received: by here\r\nSubject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
+pub(super) const BODY: &[u8] = b"Subject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
+pub(super) const WHOLE: &str = "Received: by here\r\nSubject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
 
 #[test]
 fn every_fault_at_every_step_costs_no_message_and_makes_no_twin() {
@@ -574,6 +595,7 @@ fn a_next_hop_that_is_this_server_is_refused() {
         patience: Duration::from_secs(5),
         backoff: Retry::default(),
         own: vec![([0, 0, 0, 0], hop.port).into()],
+        pass_through: false,
     };
     let route: Arc<dyn Route> = Arc::new(NextHops::new(settings).unwrap());
     let running = Running::start(folder.path(), Routes::new(Some(route)));
@@ -601,6 +623,7 @@ fn a_next_hop_that_stalls_does_not_keep_delivery_from_ending() {
         patience: Duration::from_secs(300),
         backoff: Retry::default(),
         own: Vec::new(),
+        pass_through: false,
     };
     let route: Arc<dyn Route> = Arc::new(NextHops::new(settings).unwrap());
     let running = Running::start(folder.path(), Routes::new(Some(route)));

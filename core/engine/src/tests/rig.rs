@@ -15,7 +15,7 @@ use rustix::event::PollFlags;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use sasl::{Event, FailureClass, Input, Mechanism, MechanismName, State, Status, Step, Traits, flag};
-use smtp::envelope::Envelope;
+use smtp::envelope::{Envelope, Recipient};
 use smtp::listener::{AuthOffer, Listener, Tls};
 use smtp::policy::{Facts, Policy, Verdict};
 use smtp::{Role, testing};
@@ -113,6 +113,8 @@ pub struct Plan {
     pub send_octets: usize,
     /// Memory of the spool for messages that come in.
     pub pool_octets: usize,
+    /// Replies wait for a next hop; the ends of delivery's links are the rig's.
+    pub passes: bool,
 }
 
 impl Plan {
@@ -127,6 +129,7 @@ impl Plan {
             exempt: true,
             send_octets: 0,
             pool_octets: 64 << 20,
+            passes: false,
         }
     }
 }
@@ -138,6 +141,8 @@ pub struct Rig {
     pub notices: mpsc::Receiver<Notice>,
     pub board: telemetry::Board,
     pub directory: Directory,
+    /// Delivery's ends, by shard.
+    pub delivery: Vec<Link>,
     root: CertificateDer<'static>,
     folder: tempfile::TempDir,
 }
@@ -163,6 +168,8 @@ impl Rig {
 
         let directory = Directory::new();
         let links = (0..plan.shards).map(|_| directory.link()).collect();
+        let pairs = (0..plan.shards).filter(|_| plan.passes).map(|_| Link::pair().unwrap());
+        let (ways, delivery): (Vec<Link>, Vec<Link>) = pairs.unzip();
         let board = telemetry::Board::create(2).unwrap();
         let counts = board.claim(0, Process::Worker, 1, 0).unwrap();
         let (notify, notices) = mpsc::channel();
@@ -190,6 +197,8 @@ impl Rig {
             }],
             sessions_max: plan.sessions_max,
             directory: links,
+            delivery: ways,
+            passes: plan.passes.then(|| Box::new(|to: &Recipient<'_>| to.address.starts_with("bob")) as Passes),
             spool: Writer::open(disk, options, spool::Hooks::default()).unwrap(),
             limits: Arc::new(limits::Table::create(2).unwrap()),
             account_key: sasl::Secret::new(vec![3; 32]),
@@ -202,7 +211,7 @@ impl Rig {
         };
         let handle = Some(Worker::start(setup).unwrap());
         let root = CertificateDer::from_pem_slice(made.certificate_pem.as_bytes()).unwrap();
-        Self { handle, address, socket, notices, board, directory, root, folder }
+        Self { handle, address, socket, notices, board, directory, delivery, root, folder }
     }
 
     pub fn handle(&self) -> &Handle {

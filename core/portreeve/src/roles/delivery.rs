@@ -186,6 +186,15 @@ fn record<'a>(event: &'a delivery::Event<'a>) -> Event<'a> {
                 None => event.word("notice", "none"),
             }
         }
+        delivery::Event::Refused { id, recipient, route, reason } => Event::log("passed.refused", Level::Info, now)
+            .word("id", id.to_string())
+            .untrusted("recipient", recipient.as_bytes())
+            .word("route", *route)
+            .untrusted("reason", reason.as_bytes()),
+        delivery::Event::InDoubt { id, recipients, reason } => Event::log("passed.doubt", Level::Warning, now)
+            .word("id", id.to_string())
+            .number("recipients", u64::from(*recipients))
+            .word("text", *reason),
         delivery::Event::Removed { id } => Event::log("removed", Level::Warning, now).word("id", id.to_string()),
         other => {
             let (name, level) = match other {

@@ -1,5 +1,6 @@
 //! A worker: SMTP sessions. What it needs has arrived over the link; it opens nothing but its spool.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -8,12 +9,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use engine::{Bounds, Deadlines, Handle, Notice, Port, Setup, Socket, Worker};
+use engine::{Bounds, Deadlines, Handle, Notice, Passes, Port, Setup, Socket, Worker};
 use link::mechanism::{DESCRIPTION, Description};
 use link::{Link, Outbox, Received, Role, frames};
 use plugin_host::{Complain, Complaint, Fault, RemoteLibrary, Terms};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sasl::{Secret, flag};
+use smtp::envelope::Recipient;
 use smtp::listener::Tls;
 use spool::{Doorbell, Durability, Floors, Hooks, Options, RealDisk, Writer};
 use supervisor::child::{Later, Peer, Startup};
@@ -60,8 +62,12 @@ pub fn run(mut startup: Startup) -> ExitCode {
                     worker.handle.connect_directory(shard, link)
                 }
                 Later::Peer(Peer { role: Role::Control, link, .. }) => events.connect(link),
-                Later::Peer(Peer { role: Role::Delivery, link, .. }) => {
-                    worker.doorbell.connect(link, worker.handle.spool().and_then(Writer::position));
+                Later::Peer(Peer { role: Role::Delivery, shard, link, .. }) => {
+                    // One bell is enough; questions are each shard's own.
+                    if let Some(link) = (shard == 0).then(|| link.try_clone().ok()).flatten() {
+                        worker.doorbell.connect(link, worker.handle.spool().and_then(Writer::position));
+                    }
+                    worker.handle.connect_delivery(shard, link);
                 }
                 Later::Runner(runner) => {
                     if let Some(library) = worker.runners.iter().find(|library| library.id == runner.id) {
@@ -218,14 +224,21 @@ impl Running {
 
         let doorbell = Arc::new(Door::default());
         let mut directory: Vec<(usize, Link)> = Vec::new();
+        let mut delivery: Vec<(usize, Link)> = Vec::new();
         for peer in std::mem::take(&mut startup.peers) {
             match peer.role {
                 Role::Directory => directory.push((peer.shard, peer.link)),
-                Role::Delivery => doorbell.connect(peer.link, None),
+                Role::Delivery => {
+                    if let Some(link) = (peer.shard == 0).then(|| peer.link.try_clone().ok()).flatten() {
+                        doorbell.connect(link, None);
+                    }
+                    delivery.push((peer.shard, peer.link));
+                }
                 _ => {}
             }
         }
         directory.sort_by_key(|(shard, _)| *shard);
+        delivery.sort_by_key(|(shard, _)| *shard);
         shards = shards.max(directory.last().map_or(0, |(shard, _)| shard + 1));
 
         let spool = open_spool(&config, &doorbell, events)?;
@@ -244,6 +257,8 @@ impl Running {
             ports,
             sessions_max: config.limits.max_sessions as usize,
             directory: directory.into_iter().map(|(_, link)| link).collect(),
+            delivery: delivery.into_iter().map(|(_, link)| link).collect(),
+            passes: passes(&config),
             spool,
             limits: Arc::new(limits),
             account_key: Secret::new(secrets.accounts.to_vec()),
@@ -402,6 +417,20 @@ fn deadlines(config: &Config, listener: &Listener) -> Deadlines {
         effect_ms: ms(timeouts.directory),
         ..Deadlines::of(listener.role)
     }
+}
+
+/// Whose reply waits for the next hop. Delivery decides again, by routes that may be newer.
+fn passes(config: &Config) -> Option<Passes> {
+    let of = |kind: &RouteKind| matches!(kind, RouteKind::NextHop(hop) if hop.pass_through);
+    let ways = config.routes.iter().map(|route| (route.domain.to_lowercase(), of(&route.kind)));
+    let ways: HashMap<String, bool> = ways.collect();
+    ways.values().any(|passes| *passes).then(|| {
+        let passes = move |to: &Recipient<'_>| {
+            let own = to.route_domain().and_then(|domain| ways.get(&domain));
+            own.or_else(|| ways.get("*")).copied().unwrap_or(false)
+        };
+        Box::new(passes) as Passes
+    })
 }
 
 fn open_spool(config: &Config, doorbell: &Arc<Door>, events: &EventSender) -> Result<Writer, String> {
