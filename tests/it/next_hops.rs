@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::server::{Options, PATIENCE, Server, feed, output};
 
 /// Whether what a test needs is there; where CI=true it must be.
-fn present(what: &str, there: bool) -> bool {
+pub fn present(what: &str, there: bool) -> bool {
     if !there {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{what}; tests/setup installs what is missing");
         eprintln!("SKIPPED: {what}");
@@ -26,22 +26,25 @@ fn present(what: &str, there: bool) -> bool {
     there
 }
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 /// A server of somebody else; ends with its handle.
-struct Daemon(Child);
+pub struct Daemon(Child, Option<PathBuf>);
 
 impl Daemon {
     fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"))
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"), None)
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        // Postfix' own master, which a script has started: it ends with the whole family, and the script with it.
+        let master = self.1.as_ref().and_then(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+        let first = master.and_then(Pid::from_raw).unwrap_or(Pid::from_child(&self.0));
+        let _ = kill_process(first, Signal::TERM);
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline && self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
             std::thread::sleep(Duration::from_millis(10)); // between two looks
@@ -52,7 +55,7 @@ impl Drop for Daemon {
 }
 
 /// Looks until it is there.
-fn wait<T>(what: &str, tell: &dyn Fn() -> String, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn wait<T>(what: &str, tell: &dyn Fn() -> String, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE * 2;
     loop {
         if let Some(found) = look() {
@@ -64,7 +67,7 @@ fn wait<T>(what: &str, tell: &dyn Fn() -> String, mut look: impl FnMut() -> Opti
 }
 
 /// Files in a Maildir.
-fn mails(folder: &Path) -> Vec<String> {
+pub fn mails(folder: &Path) -> Vec<String> {
     let files = fs::read_dir(folder.join("new")).into_iter().flatten().flatten();
     files
         .filter_map(|file| fs::read(file.path()).ok())
@@ -100,7 +103,7 @@ fn submit(server: &Server, to: &str, params: &str, text: &str) {
 }
 
 /// A server whose mail for others, and for itself, goes elsewhere.
-fn server(local: &str, others: &str) -> Server {
+pub fn server(local: &str, others: &str) -> Server {
     let options = Options {
         listener: "require_tls = false\ncleartext_auth_nets = [\"127.0.0.0/8\"]".into(),
         ..Options::default()
@@ -118,7 +121,7 @@ fn server(local: &str, others: &str) -> Server {
 }
 
 /// A folder that daemons with users of their own can pass.
-fn open_folder() -> TempDir {
+pub fn open_folder() -> TempDir {
     let dir = TempDir::with_prefix("portreeve-hop-").expect("a folder");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
     fs::create_dir(dir.path().join("boxes")).expect("a folder");
@@ -127,7 +130,7 @@ fn open_folder() -> TempDir {
 }
 
 /// LMTP for alice and bob at `lmtp`, SASL for Postfix at `auth`.
-fn dovecot(dir: &Path) -> Daemon {
+pub fn dovecot(dir: &Path) -> Daemon {
     let path = dir.display();
     let users: String = ["alice", "bob", "relay"]
         .iter()
@@ -154,7 +157,7 @@ fn dovecot(dir: &Path) -> Daemon {
 }
 
 /// A smarthost that wants TLS and AUTH, and is the last one for `far.example`.
-fn postfix(dir: &Path, certificate: &Path, key: &Path) -> (Daemon, u16) {
+pub fn postfix(dir: &Path, certificate: &Path, key: &Path) -> (Daemon, u16) {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a free port").port();
     let path = dir.display();
     for folder in ["postfix", "queue", "data"] {
@@ -203,20 +206,21 @@ fn postfix(dir: &Path, certificate: &Path, key: &Path) -> (Daemon, u16) {
     }
     master += "postlog unix-dgram n - n - 1 postlogd\n";
     fs::write(dir.join("postfix/master.cf"), master).expect("master.cf");
-    let daemon = Daemon::start(Command::new("postfix").arg("-c").arg(dir.join("postfix")).arg("start-fg"));
+    let mut daemon = Daemon::start(Command::new("postfix").arg("-c").arg(dir.join("postfix")).arg("start-fg"));
+    daemon.1 = Some(dir.join("queue/pid/master.pid"));
     let log = dir.join("postfix.log");
     wait("postfix", &|| fs::read_to_string(&log).unwrap_or_default(), || TcpStream::connect(("127.0.0.1", port)).ok());
     (daemon, port)
 }
 
-fn installed(program: &str) -> bool {
+pub fn is_installed(program: &str) -> bool {
     ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/sbin"].iter().any(|folder| Path::new(folder).join(program).exists())
 }
 
 #[test]
 fn dovecot_and_postfix_take_what_portreeve_accepted_and_senders_hear_of_what_they_refuse() {
     if !present("Dovecot and Postfix must be installed, and we must be root to start them", {
-        is_root() && installed("dovecot") && installed("postfix")
+        is_root() && is_installed("dovecot") && is_installed("postfix")
     }) {
         return;
     }
