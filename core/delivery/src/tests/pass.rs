@@ -267,7 +267,9 @@ fn clients_wait_for_a_connection_and_beside_the_queue() {
         worker.commit(Some("a@b.example"), &[("c@far.example", "")], BODY);
     }
     let mut asker = Asker::start(&running);
-    (0..9).for_each(|_| drop(asker.ask(&to(&["bob@far.example"]), BODY, LONG)));
+    for _ in 0..9 {
+        asker.ask(&to(&["bob@far.example"]), BODY, LONG);
+    }
     // A route that stalls holds up no other.
     let quick = asker.ask(&to(&["bob@other.example"]), BODY, LONG);
     assert!(asker.answers(1)[&quick].reply.starts_with("250 "));
@@ -322,7 +324,9 @@ fn the_end_of_a_worker_or_of_delivery_while_a_client_waits() {
     let hop = Hop::start(script());
     let running = Running::start(folder.path(), Routes::new(Some(slow(&hop))));
     let mut asker = Asker::start(&running);
-    (0..5).for_each(|_| drop(asker.ask(&to(&["bob@far.example"]), BODY, LONG)));
+    for _ in 0..5 {
+        asker.ask(&to(&["bob@far.example"]), BODY, LONG);
+    }
     while hop.script.connections.load(Ordering::SeqCst) < 2 {
         assert!(Instant::now() < late, "nobody connects");
         std::thread::yield_now();
