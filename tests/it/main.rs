@@ -6,6 +6,7 @@ mod bare;
 mod client_certificates;
 mod clients;
 mod crash;
+mod cyrus;
 mod dialog;
 mod fuzz;
 mod hop;

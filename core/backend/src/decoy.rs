@@ -68,6 +68,11 @@ impl Decoys {
         self.octets("stored", "CRAM-MD5", user, 32)
     }
 
+    /// What DIGEST-MD5 would need of `user`.
+    pub fn digest_md5(&self, user: &[u8]) -> Zeroizing<Vec<u8>> {
+        self.octets("stored", "DIGEST-MD5", user, 16)
+    }
+
     /// Does not depend on the mechanism, or two mechanisms would tell a ghost from a user.
     fn profile(&self, user: &[u8]) -> Profile {
         let picked = self.mac(&[b"prv-mock-1 profile\0", user]);

@@ -103,8 +103,8 @@ impl Directory {
             Question::VerifyPassword { mechanism, authcid, authzid, password, .. } => {
                 self.verify_password(&users, epoch, mechanism, authcid, authzid, password, to);
             }
-            Question::FetchKey { mechanism, kind, authcid, authzid, .. } => {
-                self.fetch_key(&users, epoch, mechanism, kind, authcid, authzid, to);
+            Question::FetchKey { mechanism, kind, authcid, authzid, realm, .. } => {
+                self.fetch_key(&users, epoch, mechanism, kind, authcid, authzid, realm, to);
             }
             Question::VerifyExternal { mechanism, authzid, ref certificate, .. } => {
                 match certified(&users, authzid, certificate) {
@@ -185,7 +185,7 @@ impl Directory {
         let keys = self.decoys.scram(Hash::Sha256, name);
         for candidate in prep::candidates(password) {
             match &self.decoy_secret {
-                Some(decoy) => drop(black_box(decoy.verify(&candidate))),
+                Some(decoy) => drop(black_box(decoy.verify("", &candidate))),
                 None => drop(black_box(ScramKeys::derive(Hash::Sha256, &candidate, &keys.salt, keys.iterations))),
             }
         }
@@ -201,10 +201,10 @@ impl Directory {
         kind: u32,
         authcid: &[u8],
         authzid: &[u8],
+        realm: &[u8],
         to: &mut Vec<u8>,
     ) {
-        let name = users.options().names.name(authcid);
-        let user = name.as_deref().and_then(|name| users.named(name));
+        let (name, user) = claimed(users, authcid, realm);
         let name = name.as_deref().map_or(authcid, str::as_bytes);
         let acting = user.as_ref().and_then(|user| authorize(users, user, authzid));
         let whose = user.as_ref().zip(acting.as_ref());
@@ -230,6 +230,13 @@ impl Directory {
                 match (real, whose) {
                     (Some(real), Some(whose)) => sasl_answer(Status::Ok, false, Some(whose), &*real, None, to),
                     _ => sasl_answer(Status::Ok, true, None, &self.decoys.cram_md5(name), None, to),
+                }
+            }
+            Some(KeyKind::DigestMd5Ha1) => {
+                let of = |user: &User| user.secrets.iter().find_map(|s| s.digest_md5(&user.name, authcid, realm));
+                match (user.as_ref().and_then(of), whose) {
+                    (Some(real), Some(whose)) => sasl_answer(Status::Ok, false, Some(whose), &*real, None, to),
+                    _ => sasl_answer(Status::Ok, true, None, &self.decoys.digest_md5(name), None, to),
                 }
             }
             Some(KeyKind::Cleartext) if users.options().secrets.allow_cleartext => {
@@ -347,6 +354,20 @@ fn certified(users: &Users, authzid: &[u8], certificate: &CertificateFields<'_>)
     let user = fitting.pop().filter(|_| fitting.is_empty())?;
     let acting = authorize(users, &user, authzid)?;
     Some((user, acting))
+}
+
+/// Whose key is asked for. In a realm (DIGEST-MD5) a name without a domain has the realm for one.
+fn claimed(users: &Users, authcid: &[u8], realm: &[u8]) -> (Option<String>, Option<User>) {
+    let names = &users.options().names;
+    if !realm.is_empty() && !authcid.contains(&b'@') {
+        let name = names.name(&[authcid, b"@", realm].concat());
+        if let Some(user) = name.as_deref().and_then(|name| users.named(name)) {
+            return (name, Some(user));
+        }
+    }
+    let name = names.name(authcid);
+    let user = name.as_deref().and_then(|name| users.named(name));
+    (name, user)
 }
 
 fn scram_hash(kind: u32) -> Option<Hash> {

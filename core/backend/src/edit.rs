@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use zeroize::Zeroizing;
 
 use crate::prep;
-use crate::scheme::{self, PASSWORD_OCTETS_MAX, SCRAM_ITERATIONS};
+use crate::scheme::{self, NewScheme, PASSWORD_OCTETS_MAX};
 use crate::users::line::{self, escape, escape_secret};
 use crate::users::{BadUsers, Options, User, Users};
 
@@ -40,8 +40,8 @@ pub struct NewUser<'a> {
     pub name: &'a str,
     /// Without one nobody can log in.
     pub password: Option<&'a [u8]>,
-    /// Store what CRAM-MD5 needs, too.
-    pub cram_md5: bool,
+    /// What the password is stored as; empty: SCRAM-SHA-256 keys.
+    pub schemes: &'a [NewScheme],
     /// Addresses, or `@domain`.
     pub aliases: &'a [&'a str],
     /// Addresses, `@domain` or `*`.
@@ -147,7 +147,7 @@ impl UsersFile {
         // Hashing before the lock is taken: it is slow.
         let mut line = Line { name: self.name(new.name)?, ..Line::default() };
         if let Some(password) = new.password {
-            line.secrets = secrets(password, new.cram_md5)?;
+            line.secrets = secrets(&line.name, password, new.schemes)?;
         }
         let mut fields = Vec::new();
         for (key, addresses) in [("aliases", new.aliases), ("senders", new.senders)] {
@@ -177,19 +177,26 @@ impl UsersFile {
         })
     }
 
-    /// Replaces all secrets of a user by those of a new password. CRAM-MD5 stays possible where it was.
-    pub fn passwd(&self, name: &str, password: &[u8], cram_md5: bool) -> Result<(), EditError> {
+    /// Replaces all secrets of a user by those of a new password. Without `schemes`, mechanisms that were possible
+    /// stay so.
+    pub fn passwd(&self, name: &str, password: &[u8], schemes: &[NewScheme]) -> Result<(), EditError> {
         let name = self.name(name)?;
-        let with_cram = secrets(password, true)?;
+        // All that may be needed, before the lock is taken: it is slow.
+        let usual = [NewScheme::ALL[0].1];
+        let all = if schemes.is_empty() { NewScheme::ALL.map(|(_, scheme)| scheme).to_vec() } else { schemes.to_vec() };
+        let made = secrets(&name, password, &all)?;
         self.change(false, |document| {
             let at = document.find(&name)?;
-            let had_cram = document
-                .users
-                .named(&name)
-                .is_some_and(|user| user.secrets.iter().any(|secret| secret.scheme() == "CRAM-MD5"));
+            let user = document.users.named(&name).unwrap_or_default();
+            let had = |scheme: &NewScheme| {
+                let named = |(word, one): &&(&str, NewScheme)| {
+                    one == scheme && user.secrets.iter().any(|s| s.scheme() == *word)
+                };
+                NewScheme::ALL.iter().any(|row| named(&row))
+            };
+            let keeps = |scheme: &NewScheme| !schemes.is_empty() || usual.contains(scheme) || had(scheme);
             let mut line = document.line(at);
-            line.secrets = with_cram;
-            line.secrets.truncate(if cram_md5 || had_cram { 2 } else { 1 });
+            line.secrets = all.iter().zip(made).filter(|(scheme, _)| keeps(scheme)).map(|(_, secret)| secret).collect();
             document.lines[at] = line.to_text();
             Ok(())
         })
@@ -353,16 +360,22 @@ impl Line {
     }
 }
 
-fn secrets(password: &[u8], cram_md5: bool) -> Result<Vec<Zeroizing<String>>, EditError> {
+fn secrets(name: &str, password: &[u8], schemes: &[NewScheme]) -> Result<Vec<Zeroizing<String>>, EditError> {
     if password.is_empty() || password.len() > PASSWORD_OCTETS_MAX || password.contains(&0) {
         return Err(EditError::BadPassword);
     }
     let password = prep::enrolled(password);
-    let mut secrets = vec![scheme::new_scram_sha256(&password, SCRAM_ITERATIONS).map_err(|_| EditError::NoEntropy)?];
-    if cram_md5 {
-        secrets.push(scheme::new_cram_md5(&password));
-    }
-    Ok(secrets)
+    let schemes = if schemes.is_empty() { &[NewScheme::ALL[0].1] } else { schemes };
+    schemes
+        .iter()
+        .map(|scheme| {
+            scheme.make(name, &password).ok_or(if *scheme == NewScheme::Plain {
+                EditError::BadPassword
+            } else {
+                EditError::NoEntropy
+            })
+        })
+        .collect()
 }
 
 fn listed(user: User) -> Listed {

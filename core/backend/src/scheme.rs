@@ -42,7 +42,7 @@ const BCRYPT_COST_MAX: u64 = 16;
 const SCRYPT_OCTETS_MAX: u64 = 1 << 30;
 
 /// How to read what the text itself does not say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// What `{MD5}` means.
     pub dialect: Option<Dialect>,
@@ -270,6 +270,11 @@ enum Kind {
         keys: ScramKeys,
     },
     CramMd5(Zeroizing<[u8; 32]>),
+    DigestMd5 {
+        /// Of whom and of which realm the digest is; `None`: the two halves of the user's name, as in Dovecot.
+        of: Option<(String, String)>,
+        ha1: Zeroizing<[u8; 16]>,
+    },
     Cleartext(Secret),
 }
 
@@ -296,8 +301,8 @@ impl StoredSecret {
         self.scheme
     }
 
-    /// Is this the password? May take long.
-    pub fn verify(&self, password: &[u8]) -> bool {
+    /// Is this the password of the user `name`, in its prepared form? May take long.
+    pub fn verify(&self, name: &str, password: &[u8]) -> bool {
         // A C implementation would stop at the NUL, ours would not: refuse rather than differ.
         if password.len() > PASSWORD_OCTETS_MAX || password.contains(&0) {
             return false;
@@ -333,6 +338,10 @@ impl StoredSecret {
                 same(&found.stored_key, &keys.stored_key) & same(&found.server_key, &keys.server_key)
             }
             Kind::CramMd5(context) => same(&*cram_md5_context(password), &**context),
+            Kind::DigestMd5 { of, ha1 } => {
+                let (user, realm) = of.as_ref().map_or_else(|| halves(name), |(user, realm)| (user, realm));
+                same(&*digest_md5_ha1(user.as_bytes(), realm.as_bytes(), password), &**ha1)
+            }
             // Digests, so that the time does not tell the length.
             Kind::Cleartext(clear) => same(&Hash::Sha256.digest(&[password]), &Hash::Sha256.digest(&[clear.expose()])),
         }
@@ -355,6 +364,19 @@ impl StoredSecret {
         }
     }
 
+    /// What DIGEST-MD5 needs of a client that calls itself `user` in `realm`: stored for just these, or made from a
+    /// password in clear. `name` is the user's.
+    pub fn digest_md5(&self, name: &str, user: &[u8], realm: &[u8]) -> Option<Zeroizing<[u8; 16]>> {
+        match &self.kind {
+            Kind::DigestMd5 { of, ha1 } => {
+                let own = of.as_ref().map_or_else(|| halves(name), |(user, realm)| (user, realm));
+                ((own.0.as_bytes(), own.1.as_bytes()) == (user, realm)).then(|| ha1.clone())
+            }
+            Kind::Cleartext(clear) => Some(digest_md5_ha1(user, realm, clear.expose())),
+            _ => None,
+        }
+    }
+
     /// The password itself, if it is stored in clear.
     pub fn cleartext(&self) -> Option<&[u8]> {
         match &self.kind {
@@ -365,17 +387,73 @@ impl StoredSecret {
 
     /// Whether checking it is the work of microseconds.
     pub fn is_cheap(&self) -> bool {
-        matches!(self.kind, Kind::Digest { .. } | Kind::CramMd5(_) | Kind::Cleartext(_))
+        matches!(self.kind, Kind::Digest { .. } | Kind::CramMd5(_) | Kind::DigestMd5 { .. } | Kind::Cleartext(_))
+    }
+}
+
+/// What a new password can be stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewScheme {
+    /// SCRAM keys; they serve PLAIN, too.
+    Scram(Hash),
+    /// What CRAM-MD5 needs.
+    CramMd5,
+    /// What DIGEST-MD5 needs of who calls themselves by their local part, with their domain as realm.
+    DigestMd5,
+    /// The password itself.
+    Plain,
+}
+
+impl NewScheme {
+    /// All of them, by the names of schemes.
+    pub const ALL: [(&str, Self); 6] = [
+        ("SCRAM-SHA-256", Self::Scram(Hash::Sha256)),
+        ("SCRAM-SHA-512", Self::Scram(Hash::Sha512)),
+        ("SCRAM-SHA-1", Self::Scram(Hash::Sha1)),
+        ("CRAM-MD5", Self::CramMd5),
+        ("DIGEST-MD5", Self::DigestMd5),
+        ("PLAIN", Self::Plain),
+    ];
+
+    /// By its name, in any case.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, scheme)| *scheme)
+    }
+
+    /// The stored text of a new password of the user `name`; `None` for want of random octets, or when a password
+    /// that is to be stored in clear is no text.
+    pub fn make(self, name: &str, password: &[u8]) -> Option<Zeroizing<String>> {
+        match self {
+            Self::Scram(hash) => new_scram(hash, password, SCRAM_ITERATIONS).ok(),
+            Self::CramMd5 => Some(new_cram_md5(password)),
+            Self::DigestMd5 => {
+                let (user, realm) = halves(name);
+                let ha1 = digest_md5_ha1(user.as_bytes(), realm.as_bytes(), password);
+                let mut text = Zeroizing::new(String::from("{DIGEST-MD5}"));
+                ha1.iter().for_each(|octet| text.push_str(&format!("{octet:02x}")));
+                Some(text)
+            }
+            Self::Plain => std::str::from_utf8(password).ok().map(|text| Zeroizing::new(format!("{{PLAIN}}{text}"))),
+        }
     }
 }
 
 /// SCRAM-SHA-256 keys for a new password, as stored text. They serve PLAIN, too.
 pub fn new_scram_sha256(password: &[u8], iterations: u32) -> Result<Zeroizing<String>, getrandom::Error> {
+    new_scram(Hash::Sha256, password, iterations)
+}
+
+fn new_scram(hash: Hash, password: &[u8], iterations: u32) -> Result<Zeroizing<String>, getrandom::Error> {
+    let scheme = match hash {
+        Hash::Sha512 => "SCRAM-SHA-512",
+        Hash::Sha1 => "SCRAM-SHA-1",
+        _ => "SCRAM-SHA-256",
+    };
     let mut salt = [0; 16];
     getrandom::fill(&mut salt)?;
-    let keys = ScramKeys::derive(Hash::Sha256, password, &salt, iterations);
+    let keys = ScramKeys::derive(hash, password, &salt, iterations);
     Ok(Zeroizing::new(format!(
-        "{{SCRAM-SHA-256}}{iterations},{},{},{}",
+        "{{{scheme}}}{iterations},{},{},{}",
         BASE64.encode(salt),
         BASE64.encode(&*keys.stored_key),
         BASE64.encode(&*keys.server_key)
@@ -413,6 +491,27 @@ pub fn cram_md5_context(password: &[u8]) -> Zeroizing<[u8; 32]> {
     context
 }
 
+/// `H(username:realm:password)` (RFC 2831 §2.1.2.1). Names and password that ISO 8859-1 can hold are hashed in it,
+/// whatever they were sent in.
+pub fn digest_md5_ha1(user: &[u8], realm: &[u8], password: &[u8]) -> Zeroizing<[u8; 16]> {
+    let parts = [latin1(user), latin1(realm), latin1(password)];
+    let hashed = Hash::Md5.digest(&[&parts[0], b":", &parts[1], b":", &parts[2]]);
+    let mut ha1 = Zeroizing::new([0; 16]);
+    ha1.copy_from_slice(&hashed);
+    ha1
+}
+
+fn latin1(text: &[u8]) -> Zeroizing<Vec<u8>> {
+    let short = |text: &str| text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect::<Option<Vec<u8>>>();
+    let short = std::str::from_utf8(text).ok().filter(|text| !text.is_ascii()).and_then(short);
+    Zeroizing::new(short.unwrap_or_else(|| text.to_vec()))
+}
+
+/// User and realm of a name, as Dovecot divides it for DIGEST-MD5: at the first `@`.
+fn halves(name: &str) -> (&str, &str) {
+    name.split_once('@').unwrap_or((name, ""))
+}
+
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
 }
@@ -437,6 +536,7 @@ enum Form {
     Pbkdf2(Hash),
     Scram(Hash),
     CramMd5,
+    DigestMd5,
     Cleartext,
     /// Look at the data's own prefix.
     Crypt,
@@ -475,13 +575,13 @@ const SCHEMES: &[(&str, Form)] = &[
     ("SCRAM-SHA-512", Form::Scram(Hash::Sha512)),
     ("CRAM-MD5", Form::CramMd5),
     ("HMAC-MD5", Form::CramMd5),
+    ("DIGEST-MD5", Form::DigestMd5),
     ("PLAIN", Form::Cleartext),
     ("CLEAR", Form::Cleartext),
     ("CLEARTEXT", Form::Cleartext),
     ("CRYPT", Form::Crypt),
     ("MD5", Form::Md5),
     ("DES-CRYPT", Form::Refused("only its first eight characters would count")),
-    ("DIGEST-MD5", Form::Refused("its mechanism is obsolete (RFC 6331)")),
     ("LANMAN", Form::Refused("it protects nothing")),
     ("NTLM", Form::Refused("it protects nothing")),
     ("PLAIN-MD4", Form::Refused("it protects nothing")),
@@ -553,7 +653,7 @@ fn named<'a>(name: &str, data: &'a str, options: &Options) -> Result<Resolved<'a
     let (scheme, form) = row(name)?;
     let mut resolved = Resolved { scheme, form, encoding, data: data.into() };
     // Digests are octets, and the encoding is how they are written. For all others it wraps a text.
-    if let (Some(encoding), false) = (encoding, matches!(form, Form::Digest { .. } | Form::CramMd5)) {
+    if let (Some(encoding), false) = (encoding, matches!(form, Form::Digest { .. } | Form::CramMd5 | Form::DigestMd5)) {
         let octets = decode(data, encoding).ok_or(malformed(scheme, "the outer encoding is damaged"))?;
         let text = String::from_utf8(octets).map_err(|_| malformed(scheme, "the outer encoding hides no text"))?;
         (resolved.encoding, resolved.data) = (None, text.into());
@@ -780,6 +880,20 @@ impl Resolved<'_> {
                 let context = decode(data, self.encoding.unwrap_or(Encoding::Hex)).map(Zeroizing::new);
                 let context = context.and_then(|context| <[u8; 32]>::try_from(&context[..]).ok());
                 Kind::CramMd5(Zeroizing::new(context.ok_or(bad("not 64 hexadecimal digits"))?))
+            }
+            Form::DigestMd5 => {
+                // Dovecot: the digest alone. htdigest: whose it is, before it.
+                let mut parts = data.rsplitn(3, ':');
+                let (digest, realm, user) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+                let of = match (user, realm) {
+                    (None, None) => None,
+                    (Some(user), Some(realm)) if !user.is_empty() => Some((user.to_owned(), realm.to_owned())),
+                    _ => return Err(bad("neither a digest nor user:realm:digest")),
+                };
+                let ha1 = decode(digest, self.encoding.unwrap_or(Encoding::Hex)).map(Zeroizing::new);
+                let ha1 =
+                    ha1.and_then(|ha1| <[u8; 16]>::try_from(&ha1[..]).ok()).ok_or(bad("not 32 hexadecimal digits"))?;
+                Kind::DigestMd5 { of, ha1: Zeroizing::new(ha1) }
             }
             Form::Cleartext if !options.allow_cleartext => return Err(BadSecret::Cleartext),
             Form::Cleartext if data.is_empty() || data.len() > PASSWORD_OCTETS_MAX => {

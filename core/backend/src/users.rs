@@ -14,6 +14,11 @@
 //!   in a name is `\3a`, a space `\20`, a backslash `\5c`. An RFC 5803 secret keeps its two colons.
 //! * Without a secret nobody logs in, but mail is taken.
 //!
+//! A password in clear serves every mechanism, each other form PLAIN and LOGIN and what it is made for: SCRAM keys
+//! their SCRAM, a `{CRAM-MD5}` context CRAM-MD5, a `{DIGEST-MD5}` digest DIGEST-MD5 with the name and the realm that
+//! it was made of: the halves of the user's name, as Dovecot makes it, or those that stand before it
+//! (`{DIGEST-MD5}user\3arealm\3adigest`, as htdigest writes it).
+//!
 //! | field | says |
 //! |---|---|
 //! | `aliases=a@b,@c` | mail for these comes here, too; `@c`: all of domain `c` that nobody else has |
@@ -118,7 +123,7 @@ impl User {
     /// Whether one of the secrets fits the password, in any of the forms that it may have been hashed in.
     pub fn verify(&self, password: &[u8]) -> bool {
         let candidates = prep::candidates(password);
-        self.secrets.iter().any(|secret| candidates.iter().any(|candidate| secret.verify(candidate)))
+        self.secrets.iter().any(|secret| candidates.iter().any(|candidate| secret.verify(&self.name, candidate)))
     }
 }
 

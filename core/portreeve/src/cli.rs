@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use backend::scheme::NewScheme;
 use clap::{Args, Parser, Subcommand};
 
 /// Exit codes beside 0, as documented in `--help`. 2 is clap's, 130 the supervisor's.
@@ -367,6 +368,13 @@ pub enum QueueCommand {
     },
 }
 
+fn new_scheme(word: &str) -> Result<NewScheme, String> {
+    NewScheme::named(word).ok_or_else(|| {
+        let names: Vec<&str> = NewScheme::ALL.iter().map(|(name, _)| *name).collect();
+        format!("write one of {}", names.join(", "))
+    })
+}
+
 /// `portreeve user …`
 #[derive(Subcommand)]
 pub enum UserCommand {
@@ -387,6 +395,11 @@ Examples:
         /// Keep a CRAM-MD5 context, too. Whoever reads the users file can log in with it.
         #[arg(long)]
         cram_md5: bool,
+        /// What to store of the password: SCRAM-SHA-256 (as without this), SCRAM-SHA-512, SCRAM-SHA-1, CRAM-MD5,
+        /// DIGEST-MD5, PLAIN (the password itself: needs users.allow_cleartext). May be repeated;
+        /// each of them serves PLAIN and LOGIN, too.
+        #[arg(long, value_name = "SCHEME", value_parser = new_scheme)]
+        scheme: Vec<NewScheme>,
         /// Another address of this user: receives its mail and may be sent from. May be repeated.
         #[arg(long, value_name = "ADDRESS")]
         alias: Vec<String>,
@@ -421,6 +434,9 @@ Examples:
         /// Keep a CRAM-MD5 context, too.
         #[arg(long)]
         cram_md5: bool,
+        /// What to store of the password, as with `user add`; without it what was possible before stays so.
+        #[arg(long, value_name = "SCHEME", value_parser = new_scheme)]
+        scheme: Vec<NewScheme>,
     },
     /// Test a password; exit code 0 when it is right.
     #[command(after_help = "Examples:\n  portreeve user verify alice@example.org")]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backend::scheme;
 use ipnet::IpNet;
 use link::grant::{BadGrant, Grants};
 use smtp::listener::{AuthOffer, Role, SenderCheck, StarttlsTrailing, SyncViolation, Tls};
@@ -182,6 +183,10 @@ pub struct Users {
     pub postmaster: Option<String>,
     /// What separates a tag from a name.
     pub tag: Option<char>,
+    /// Of names without a domain.
+    pub default_domain: Option<String>,
+    /// How stored secrets are read.
+    pub secrets: scheme::Options,
     /// How long a verified password is believed.
     pub password_cache: Duration,
 }
@@ -536,6 +541,16 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             file: top.path("users.file").unwrap_or_else(|| state_dir.join("auth/users")),
             postmaster: top.text("users.postmaster"),
             tag: top.word("users.tag").chars().next().filter(|&c| !c.is_alphabetic()),
+            default_domain: top.text("users.default_domain"),
+            secrets: scheme::Options {
+                allow_cleartext: top.flag("users.allow_cleartext"),
+                dialect: match top.text("users.dialect").as_deref() {
+                    Some("dovecot") => Some(scheme::Dialect::Dovecot),
+                    Some("openldap") => Some(scheme::Dialect::OpenLdap),
+                    _ => None,
+                },
+                default_scheme: top.text("users.default_scheme"),
+            },
             password_cache: top.time("users.password_cache"),
         },
         issuers,
@@ -986,6 +1001,14 @@ fn contradictions(config: &Config, report: &mut Report) {
             "allow_data_loss",
             "permits losing mail, but nothing here does",
             "take it out",
+        );
+    }
+    if config.users.secrets.allow_cleartext {
+        report.warning(
+            Some(config.written.span("users.allow_cleartext")),
+            "users.allow_cleartext",
+            "whoever reads the users file, or a copy of it, has the passwords",
+            "take it out unless a mechanism needs them: SCRAM, CRAM-MD5 and DIGEST-MD5 have stored forms of their own",
         );
     }
     if config.process.group.is_some() && config.process.user.is_none() {

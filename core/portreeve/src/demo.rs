@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use backend::edit::NewUser;
+use backend::scheme::{Hash, NewScheme};
 
 use crate::cli::exit;
 use crate::config::{self, Config};
@@ -85,12 +86,13 @@ fn people(config: &Config, file: &Path) -> Result<[String; 2], String> {
             Some(known) => known.to_owned(),
             None => new_password()?,
         };
+        const SCHEMES: &[NewScheme] = &[NewScheme::Scram(Hash::Sha256), NewScheme::CramMd5];
         let told = |error: backend::edit::EditError| error.to_string();
         if !existing.iter().any(|existing| existing == name) {
-            let new = NewUser { name, password: Some(password.as_bytes()), cram_md5: true, ..NewUser::default() };
+            let new = NewUser { name, password: Some(password.as_bytes()), schemes: SCHEMES, ..NewUser::default() };
             file_of_users.add(&new).map_err(told)?;
         } else if known.is_none() {
-            file_of_users.passwd(name, password.as_bytes(), true).map_err(told)?;
+            file_of_users.passwd(name, password.as_bytes(), SCHEMES).map_err(told)?;
         }
         let _ = writeln!(lines, "{name} {password}");
     }

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use backend::edit::{EditError, NewUser, UsersFile, Verified};
+use backend::prep::NameRules;
+use backend::scheme::{Hash, NewScheme};
 use zeroize::Zeroizing;
 
 use crate::cli::{ConfigArg, UserCommand, exit};
@@ -17,23 +19,27 @@ pub fn options(config: &Config) -> backend::users::Options {
     backend::users::Options {
         tag_delimiter: config.users.tag,
         postmaster: config.users.postmaster.clone(),
-        ..backend::users::Options::default()
+        names: NameRules { default_domain: config.users.default_domain.clone(), ..NameRules::default() },
+        secrets: config.users.secrets.clone(),
     }
 }
 
 /// Runs the command.
 pub fn run(command: &UserCommand) -> ExitCode {
     let outcome = match command {
-        UserCommand::Add { config, name, password_stdin, cram_md5, alias } => {
-            open(config).and_then(|file| add(&file, name, *password_stdin, *cram_md5, alias))
+        UserCommand::Add { config, name, password_stdin, cram_md5, scheme, alias } => {
+            open(config).and_then(|file| add(&file, name, *password_stdin, &schemes(scheme, *cram_md5), alias))
         }
         UserCommand::List { config } => open(config).and_then(|file| list(&file)),
         UserCommand::Remove { config, name } => {
             open(config).and_then(|file| done(file.remove(name), &format!("removed {name}; mail stays where it is")))
         }
-        UserCommand::Passwd { config, name, password_stdin, cram_md5 } => open(config).and_then(|file| {
+        UserCommand::Passwd { config, name, password_stdin, cram_md5, scheme } => open(config).and_then(|file| {
             let password = terminal::password(*password_stdin, true)?;
-            done(file.passwd(name, password.as_bytes(), *cram_md5), &format!("changed the password of {name}"))
+            done(
+                file.passwd(name, password.as_bytes(), &schemes(scheme, *cram_md5)),
+                &format!("changed the password of {name}"),
+            )
         }),
         UserCommand::Verify { config, name, password_stdin } => {
             open(config).and_then(|file| verify(&file, name, *password_stdin))
@@ -76,12 +82,24 @@ fn done<T>(outcome: Result<T, EditError>, text: &str) -> Outcome {
     Ok(terminal::print(&format!("{text}\n")))
 }
 
-fn add(file: &UsersFile, name: &str, from_stdin: bool, cram_md5: bool, aliases: &[String]) -> Outcome {
+fn add(file: &UsersFile, name: &str, from_stdin: bool, schemes: &[NewScheme], aliases: &[String]) -> Outcome {
     let password = terminal::password(from_stdin, true)?;
     let aliases: Vec<&str> = aliases.iter().map(String::as_str).collect();
-    let new = NewUser { name, password: Some(password.as_bytes()), cram_md5, aliases: &aliases, ..NewUser::default() };
+    let new = NewUser { name, password: Some(password.as_bytes()), schemes, aliases: &aliases, ..NewUser::default() };
     let name = file.add(&new).map_err(|error| failed(&error))?;
     Ok(terminal::print(&format!("added {name}\n")))
+}
+
+/// What a password is to be stored as: what was named; `--cram-md5` says: beside the usual, or what was named.
+fn schemes(named: &[NewScheme], cram_md5: bool) -> Vec<NewScheme> {
+    let mut schemes = named.to_vec();
+    if cram_md5 && !schemes.contains(&NewScheme::CramMd5) {
+        if schemes.is_empty() {
+            schemes.push(NewScheme::Scram(Hash::Sha256));
+        }
+        schemes.push(NewScheme::CramMd5);
+    }
+    schemes
 }
 
 fn list(file: &UsersFile) -> Outcome {

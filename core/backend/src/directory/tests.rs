@@ -204,8 +204,39 @@ fn other_keys() {
         }
         _ => panic!("SCRAM keys"),
     }
-    for (kind, name) in [(KeyKind::DigestMd5Ha1, "tim"), (KeyKind::DigestMd5Ha1, "nobody")] {
-        assert!(matches!(asked(&directory, &key(kind, name, ""), &mut buffer), Answer::Sasl { status: 3, .. }));
+    // Of whom and for which realm the digest was made decides whether it is any use; who has none gets a decoy.
+    let digests = directory_with(
+        "dora:{DIGEST-MD5}ad9a807ce00c929fd778bb7551638ae9\nother:{DIGEST-MD5}o\\3ar\\3a241dc523d512ee3f7608549fd1f9dd1b\n\
+         clear:{PLAIN}pencil\n",
+        true,
+    );
+    for (authcid, realm, real) in [
+        ("dora", "demo.test", true),
+        ("dora@demo.test", "demo.test", false),
+        ("dora", "", false),
+        ("dora", "mx.demo.test", false),
+        ("clear", "demo.test", true),
+        ("clear@demo.test", "whatever", true),
+        ("clear", "mx.demo.test", true),
+        ("nobody", "demo.test", false),
+        ("nobody@demo.test", "", false),
+    ] {
+        let question = Question::FetchKey {
+            listener: "submission",
+            client_ip: CLIENT,
+            mechanism: "DIGEST-MD5",
+            kind: KeyKind::DigestMd5Ha1 as u32,
+            authcid: authcid.as_bytes(),
+            authzid: b"",
+            realm: realm.as_bytes(),
+        };
+        assert!(!digests.is_heavy(&question));
+        match asked(&digests, &question, &mut buffer) {
+            Answer::Sasl { status: 0, doomed, data, identity, .. } => {
+                assert_eq!((doomed, data.len(), identity.is_some()), (!real, 16, real), "{authcid} {realm}");
+            }
+            _ => panic!("{authcid}"),
+        }
     }
     let strict = directory_with("a:\n", false);
     assert!(matches!(asked(&strict, &key(KeyKind::Cleartext, "a", ""), &mut buffer), Answer::Sasl { status: 3, .. }));

@@ -31,6 +31,9 @@ impl Place {
     }
 }
 
+/// SCRAM keys and a CRAM-MD5 context.
+const BOTH: &[NewScheme] = &[NewScheme::Scram(crate::scheme::Hash::Sha256), NewScheme::CramMd5];
+
 fn new<'a>(name: &'a str, password: &'a [u8]) -> NewUser<'a> {
     NewUser { name, password: Some(password), ..NewUser::default() }
 }
@@ -40,7 +43,7 @@ fn add_passwd_verify_remove() {
     let place = Place::new("");
     let file = &place.file;
     let alice = NewUser {
-        cram_md5: true,
+        schemes: BOTH,
         aliases: &["Info@demo.test", "@rest.test"],
         senders: &["*"],
         message_octets_max: Some(1000),
@@ -62,7 +65,7 @@ fn add_passwd_verify_remove() {
     file.set_disabled("alice", true).unwrap();
     file.set_disabled("alice", false).unwrap();
 
-    file.passwd("ALICE", "neü".as_bytes(), false).unwrap();
+    file.passwd("ALICE", "neü".as_bytes(), &[]).unwrap();
     assert_eq!(file.verify("alice", "neü".as_bytes()).unwrap(), Verified::Right);
     assert_eq!(file.verify("alice", b"pencil").unwrap(), Verified::Wrong);
     let listed = file.list().unwrap();
@@ -79,7 +82,7 @@ fn add_passwd_verify_remove() {
     assert!(place.text().contains(":aliases=info@demo.test,@rest.test senders=* size=1000 recipients=7\n"));
 
     assert!(matches!(file.remove("who"), Err(EditError::Unknown(_))));
-    assert!(matches!(file.passwd("who", b"x", false), Err(EditError::Unknown(_))));
+    assert!(matches!(file.passwd("who", b"x", &[]), Err(EditError::Unknown(_))));
     file.remove("alice").unwrap();
     file.remove("box").unwrap();
     assert!(file.list().unwrap().is_empty());
@@ -92,7 +95,7 @@ fn comments_and_order_stay() {
     let place = Place::new(text);
     place.file.add(&NewUser { name: "dave", ..NewUser::default() }).unwrap();
     assert_eq!(place.text(), format!("{text}dave@demo.test:\n"));
-    place.file.passwd("carol@x.test", b"pencil", false).unwrap();
+    place.file.passwd("carol@x.test", b"pencil", &[]).unwrap();
     let lines: Vec<_> = place.text().lines().map(str::to_owned).collect();
     assert_eq!((lines[4].as_str(), lines[6].as_str()), ("# about carol", "# last"));
     assert!(lines[5].starts_with("carol@x.test:{SCRAM-SHA-256}15000,") && lines[5].ends_with(":size=1K"));
@@ -158,7 +161,7 @@ fn hostile_identities_never_become_structure() {
                 assert_eq!((listed[0].name.as_str(), listed[1].name.as_str()), ("kept@demo.test", written.as_str()));
                 assert_eq!((listed[1].senders.len(), listed[1].schemes.len()), (0, 1), "{name:?}");
                 assert_eq!(place.file.verify(name, b"pencil").unwrap(), Verified::Right, "{name:?}");
-                place.file.passwd(name, b"other", true).unwrap();
+                place.file.passwd(name, b"other", BOTH).unwrap();
                 assert_eq!(place.file.verify(name, b"other").unwrap(), Verified::Right, "{name:?}");
                 place.file.remove(name).unwrap();
             }

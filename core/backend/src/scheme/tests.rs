@@ -21,9 +21,9 @@ fn vectors_of_other_implementations() {
         }
         for text in [stored.to_owned(), StoredSecret::canonical(stored, &lenient()).unwrap()] {
             let secret = parse(&text).unwrap_or_else(|bad| panic!("{text}: {bad}"));
-            assert!(secret.verify(password.as_bytes()), "{text}");
+            assert!(secret.verify("", password.as_bytes()), "{text}");
             for wrong in ["", "Pencil", "pencil ", "pencil\0", "penci"] {
-                assert!(!secret.verify(wrong.as_bytes()), "{text}: {wrong:?}");
+                assert!(!secret.verify("", wrong.as_bytes()), "{text}: {wrong:?}");
             }
         }
     }
@@ -49,15 +49,15 @@ fn more_forms() {
         ("{SCRAM-SHA-1}4096,QSXCR+Q6sek8bf92,6dlGYMOdZcOPutkcNY8U2g7vK9Y=,D+CSWLOshSulAsxiupA+qs2/fTE=", "pencil"),
     ] {
         let secret = parse(text).unwrap_or_else(|bad| panic!("{text}: {bad}"));
-        assert!(secret.verify(password.as_bytes()), "{text}");
-        assert!(!secret.verify(b"x"), "{text}");
+        assert!(secret.verify("", password.as_bytes()), "{text}");
+        assert!(!secret.verify("", b"x"), "{text}");
     }
     // bcrypt counts 72 octets.
     let long = StoredSecret {
         scheme: "BLF-CRYPT",
         kind: Kind::Bcrypt { cost: 4, salt: [7; 16], hash: bcrypt::bcrypt(4, [7; 16], &[b'a'; 72])[..23].to_vec() },
     };
-    assert!(long.verify(&[b'a'; 72]) && long.verify(&[b'a'; 73]) && !long.verify(&[b'a'; 71]));
+    assert!(long.verify("", &[b'a'; 72]) && long.verify("", &[b'a'; 73]) && !long.verify("", &[b'a'; 71]));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn md5_means_what_the_dialect_says() {
     let base64 = "{MD5}CY9rzUYh03PK3k6DJie09g==";
     let hex = "{MD5}098f6bcd4621d373cade4e832627b4f6";
     let with = |dialect| Options { dialect, ..Options::default() };
-    let verify = |text, dialect| StoredSecret::parse(text, &with(dialect)).map(|secret| secret.verify(b"test"));
+    let verify = |text, dialect| StoredSecret::parse(text, &with(dialect)).map(|secret| secret.verify("", b"test"));
     assert_eq!(verify(base64, None), Err(BadSecret::AmbiguousMd5));
     assert_eq!(verify(base64, Some(Dialect::OpenLdap)), Ok(true));
     assert_eq!(verify(hex, Some(Dialect::Dovecot)), Ok(true));
@@ -104,7 +104,7 @@ fn refusals() {
     assert_eq!(StoredSecret::parse("{PLAIN}x", &strict).err(), Some(BadSecret::Cleartext));
     assert_eq!(StoredSecret::parse("secret", &strict).err(), Some(BadSecret::NoScheme));
     let with_default = Options { default_scheme: Some("PLAIN-MD5".into()), ..Options::default() };
-    assert!(StoredSecret::parse("098f6bcd4621d373cade4e832627b4f6", &with_default).unwrap().verify(b"test"));
+    assert!(StoredSecret::parse("098f6bcd4621d373cade4e832627b4f6", &with_default).unwrap().verify("", b"test"));
     for (text, word) in [
         ("$2x$05$abcdefghijklmnopqrstuu680Yiaj5hFUaJTH/rTAcbA2PQEGfiZu", "$2x$"),
         ("$y$j9T$abc$def", "YESCRYPT"),
@@ -147,7 +147,7 @@ fn damaged_texts_never_panic() {
 fn new_secrets() {
     let text = new_scram_sha256("päss".as_bytes(), 4096).unwrap();
     let secret = parse(&text).unwrap();
-    assert!(secret.verify("päss".as_bytes()) && !secret.verify(b"pass"));
+    assert!(secret.verify("", "päss".as_bytes()) && !secret.verify("", b"pass"));
     let keys = secret.scram_keys(Hash::Sha256).unwrap();
     assert_eq!((keys.iterations, keys.salt.len(), keys.stored_key.len()), (4096, 16, 32));
     assert!(secret.scram_keys(Hash::Sha1).is_none() && secret.cram_md5().is_none());
@@ -156,7 +156,7 @@ fn new_secrets() {
     for password in [&b"tanstaaftanstaaf"[..], &[b'x'; 64], &[b'x'; 65], &[b'x'; 200]] {
         let text = new_cram_md5(password);
         let secret = parse(&text).unwrap();
-        assert!(secret.verify(password));
+        assert!(secret.verify("", password));
         // The context does what the key does (RFC 2104): one more block each, then the end of MD5.
         let context = secret.cram_md5().unwrap();
         let finish = |half: &[u8], message: &[u8]| {
@@ -171,5 +171,39 @@ fn new_secrets() {
         };
         let inner = finish(&context[16..], b"<challenge>");
         assert_eq!(finish(&context[..16], &inner), *Hash::Md5.hmac(password, b"<challenge>"));
+    }
+}
+
+/// What `doveadm pw -s DIGEST-MD5` prints, and htdigest writes: of the halves of a name, or of names of its own.
+#[test]
+fn digests_of_a_name_and_a_realm() {
+    let parse = |text: &str| StoredSecret::parse(text, &Options::default());
+    let dovecot = parse("{DIGEST-MD5}ad9a807ce00c929fd778bb7551638ae9").unwrap();
+    assert!(dovecot.verify("alice@demo.test", b"secret") && !dovecot.verify("alice@demo.test", b"Secret"));
+    assert!(!dovecot.verify("bob@demo.test", b"secret"), "it is of somebody else");
+    assert!(dovecot.digest_md5("alice@demo.test", b"alice", b"demo.test").is_some());
+    assert!(dovecot.digest_md5("alice@demo.test", b"alice@demo.test", b"demo.test").is_none());
+    assert!(dovecot.digest_md5("alice@demo.test", b"alice", b"").is_none());
+    let other = parse("{DIGEST-MD5}user:example.com:241dc523d512ee3f7608549fd1f9dd1b").unwrap();
+    assert!(other.verify("whoever@demo.test", b"pencil"), "SASL.md's vector");
+    assert!(other.digest_md5("whoever@demo.test", b"user", b"example.com").is_some());
+    assert!(parse("{DIGEST-MD5.b64}rZqAfOAMkp/XeLt1UWOK6Q==").unwrap().verify("alice@demo.test", b"secret"));
+    for bad in ["", "ad9a", "x:ad9a807ce00c929fd778bb7551638ae9", ":r:ad9a807ce00c929fd778bb7551638ae9", "u:r:xyz"] {
+        assert!(parse(&format!("{{DIGEST-MD5}}{bad}")).is_err(), "{bad}");
+    }
+    // RFC 2831 §2.1.2.1: what ISO 8859-1 can hold is hashed in it, whatever it came in; the rest as UTF-8.
+    let ha1 = |password: &str| digest_md5_ha1("jürgen".as_bytes(), b"r", password.as_bytes());
+    assert_eq!(*ha1("päss"), Hash::Md5.digest(&[b"j\xfcrgen:r:p\xe4ss"])[..]);
+    assert_eq!(*ha1("p🔑"), Hash::Md5.digest(&[b"j\xfcrgen:r:p\xf0\x9f\x94\x91"])[..]);
+    for (name, scheme) in NewScheme::ALL {
+        assert_eq!(NewScheme::named(&name.to_lowercase()), Some(scheme));
+        let options = Options { allow_cleartext: true, ..Options::default() };
+        for password in [&b"pencil"[..], "p\u{e4}ss".as_bytes()] {
+            let stored = scheme.make("alice@demo.test", password).unwrap();
+            let secret = StoredSecret::parse(&stored, &options).unwrap_or_else(|bad| panic!("{name}: {bad}"));
+            assert_eq!(secret.scheme(), name);
+            assert!(secret.verify("alice@demo.test", password), "{name}");
+            assert!(!secret.verify("alice@demo.test", b"other"), "{name}");
+        }
     }
 }

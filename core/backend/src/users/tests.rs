@@ -44,7 +44,7 @@ fn rfc5803_secrets_keep_their_colons() {
     let users = good(&format!("a:{secret} {SSHA} {{SCRAM-SHA-256}}{secret}:size=1K\n"));
     let user = users.user("a").unwrap();
     assert_eq!((user.secrets.len(), user.message_octets_max), (3, Some(1024)));
-    assert!(user.secrets.iter().all(|secret| secret.verify(b"pencil")));
+    assert!(user.secrets.iter().all(|secret| secret.verify("", b"pencil")));
     assert_eq!(users.profiles(), [Profile { weight: 1, iterations: 4096, salt_octets: 16 }]);
 }
 

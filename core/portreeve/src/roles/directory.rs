@@ -121,7 +121,15 @@ fn is_changed(config: &Config, issuers: &[Issuer], fd: std::os::fd::BorrowedFd<'
         if tokens::make_all(&next.config).is_ok_and(|next| next != issuers) {
             return true;
         }
-        let next = next.config.users;
-        (&next.file, &next.postmaster, next.tag) != (&config.users.file, &config.users.postmaster, config.users.tag)
+        let of = |users: &crate::config::Users| {
+            (
+                users.file.clone(),
+                users.postmaster.clone(),
+                users.tag,
+                users.default_domain.clone(),
+                users.secrets.clone(),
+            )
+        };
+        of(&next.config.users) != of(&config.users)
     })
 }
