@@ -16,7 +16,7 @@ use crate::server::{Options, PATIENCE, Server, alone, output, program, wait};
 use crate::wire::{self, Wire};
 
 /// Looks again and again until it holds.
-fn until(what: &str, server: &Server, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, server: &Server, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}\n{}", server.log());
@@ -25,41 +25,54 @@ fn until(what: &str, server: &Server, mut holds: impl FnMut() -> bool) {
 }
 
 /// Clients that send message after message and write down what was acknowledged.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
+    failures: Arc<Mutex<Vec<String>>>,
     ledger: Arc<Mutex<BTreeSet<u64>>>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(address: SocketAddr, clients: u64) -> Self {
+    pub fn start(address: SocketAddr, clients: u64) -> Self {
         let (stop, ledger) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(BTreeSet::new())));
         let next = Arc::new(AtomicU64::new(0));
+        let failures = Arc::new(Mutex::new(Vec::new()));
         let threads = (0..clients)
             .map(|client| {
-                let (stop, ledger, next) = (stop.clone(), ledger.clone(), next.clone());
+                let (stop, ledger, next, failures) = (stop.clone(), ledger.clone(), next.clone(), failures.clone());
                 std::thread::spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
                         // Whatever happens to a connection, the client comes again; what was not
                         // acknowledged may or may not arrive.
-                        let _ = send_many(address, client, &stop, &ledger, &next);
+                        if let Err(error) = send_many(address, client, &stop, &ledger, &next, usize::MAX) {
+                            let mut failures = failures.lock().expect("not poisoned");
+                            if failures.len() < 10 {
+                                failures.push(error.to_string());
+                            }
+                        }
                     }
                 })
             })
             .collect();
-        Self { stop, ledger, threads }
+        Self { stop, failures, ledger, threads }
     }
 
-    fn acknowledged(&self) -> usize {
+    pub fn acknowledged(&self) -> usize {
         self.ledger.lock().expect("not poisoned").len()
     }
 
-    fn end(self) -> BTreeSet<u64> {
+    pub fn end(self) -> BTreeSet<u64> {
+        self.end_with_failures().0
+    }
+
+    /// Also why connections ended early.
+    pub fn end_with_failures(self) -> (BTreeSet<u64>, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().expect("a client does not panic");
         }
-        std::mem::take(&mut self.ledger.lock().expect("not poisoned"))
+        let ledger = std::mem::take(&mut *self.ledger.lock().expect("not poisoned"));
+        (ledger, std::mem::take(&mut *self.failures.lock().expect("not poisoned")))
     }
 }
 
@@ -69,16 +82,21 @@ fn message(number: u64) -> String {
     format!("From: a@far.example\r\nX-Number: {number}\r\n\r\n{filler}end {number}\r\n")
 }
 
-fn send_many(
+/// Sends message after message over one connection, so many at the most, and writes down what was acknowledged.
+pub fn send_many(
     address: SocketAddr,
     client: u64,
     stop: &AtomicBool,
     ledger: &Mutex<BTreeSet<u64>>,
     next: &AtomicU64,
+    most: usize,
 ) -> io::Result<()> {
     let mut talk = Plain::connect(address)?;
     talk.ask(&format!("EHLO client{client}.example\r\n"), b'2')?;
-    while !stop.load(Ordering::Relaxed) {
+    for _ in 0..most {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         let number = next.fetch_add(1, Ordering::Relaxed);
         talk.ask("MAIL FROM:<a@far.example>\r\n", b'2')?;
         talk.ask("RCPT TO:<alice@demo.test>\r\n", b'2')?;
@@ -130,7 +148,7 @@ impl Plain {
 }
 
 /// Numbers of the messages in alice's Maildir, with how often each is there; none is half or mixed.
-fn delivered(server: &Server) -> BTreeMap<u64, usize> {
+pub fn delivered(server: &Server) -> BTreeMap<u64, usize> {
     let mut found = BTreeMap::new();
     for file in fs::read_dir(server.path("mail/demo.test/alice/new")).into_iter().flatten().flatten() {
         let text = fs::read_to_string(file.path()).expect("a message");

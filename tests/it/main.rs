@@ -19,6 +19,7 @@ mod replies;
 mod runners;
 mod scram;
 mod server;
+mod shim;
 mod soak;
 mod splits;
 mod tidy;

@@ -41,6 +41,8 @@ pub struct Options {
     pub tables: String,
     /// Most open files of each process.
     pub files_max: Option<u32>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Where the built program lies; builds it first, so that a test never meets an old one.
@@ -151,6 +153,24 @@ impl Server {
         text + "\n[log]\nformat = \"json\"\n" + tables
     }
 
+    /// What the next start gets.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.options.environment = environment;
+    }
+
+    /// Like [`Server::run`], for a program that may lose a process while it starts, and then may end altogether.
+    pub fn run_patiently(&mut self) {
+        self.spawn(&["serve"]);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.greets(self.ports[0]) {
+            if self.child.as_mut().is_some_and(|child| child.try_wait().expect("our child").is_some()) {
+                self.spawn(&["serve"]);
+            }
+            assert!(Instant::now() < deadline, "no greeting within {PATIENCE:?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10)); // between two looks, not instead of one
+        }
+    }
+
     pub fn write_config(&self, text: &str) {
         fs::write(self.path("portreeve.toml"), text).expect("the configuration");
     }
@@ -199,6 +219,13 @@ impl Server {
                 shell
             }
         };
+        let disturbed = std::env::var("PORTREEVE_DISTURB").ok().filter(|_| crate::shim::library().is_some());
+        match disturbed {
+            Some(seed) if self.options.environment.is_empty() => {
+                command.envs(crate::shim::environment(&format!("role=* seed={seed} one_in=7")));
+            }
+            _ => drop(command.envs(self.options.environment.iter().cloned())),
+        }
         let output = log.try_clone().expect("a second handle");
         let child = command.stdin(Stdio::null()).stdout(output).stderr(log).spawn().expect("portreeve starts");
         self.child = Some(child);
