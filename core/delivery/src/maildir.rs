@@ -1,11 +1,13 @@
 //! The `maildir` route: each message a file, by the protocol of maildir(5): written to `tmp/`, synced, moved to
-//! `new/`, the folder synced.
+//! `new/`, the folder synced. Messages that are under way at the same time are synced together (`together.rs`).
 //!
 //! The file's name is made from the message's id and time of acceptance, so a second delivery of the same
 //! message (after a crash between the delivery and our note of it) finds the first one and adds nothing.
 //!
 //! What is written: Return-Path (RFC 5321 §4.4; `<>` too), our own lines, the message. Line ends are LF, as
 //! Maildir readers expect, unless asked otherwise.
+
+mod together;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,11 +16,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
-use rustix::io::Errno;
 use smtp::client::Enhanced;
 use smtp::envelope::Recipient;
 
+use self::together::{Fresh, Together};
 use crate::route::{Mail, Route, Trouble, Verdict};
 
 /// Line ends in the files.
@@ -39,6 +40,7 @@ pub struct Maildir {
     parts: Vec<Vec<Part>>,
     line_end: LineEnd,
     host: String,
+    together: Together,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,8 @@ impl std::error::Error for BadTemplate {}
 const NAME_OCTETS_MAX: usize = 255;
 /// Octets that are written at once.
 const WRITE_OCTETS: usize = 64 << 10;
+/// Messages that are written at the same time, so that they can share a sync.
+const WRITERS: usize = 28;
 
 impl Maildir {
     /// `template` is a folder like `mail/%d/%n`, or a fixed one. Names are checked when they are put in: none
@@ -105,7 +109,7 @@ impl Maildir {
         }
         // Maildir names may not hold these two (maildir(5)).
         let host = rustix::system::uname().nodename().to_string_lossy().replace('/', "\\057").replace(':', "\\072");
-        Ok(Self { root, parts, line_end, host })
+        Ok(Self { root, parts, line_end, host, together: Together::default() })
     }
 
     /// The folder of a recipient.
@@ -144,10 +148,11 @@ impl Maildir {
     /// Puts one file into a Maildir; well when it is there already.
     fn put(&self, folder: &Path, mail: &Mail<'_>) -> io::Result<()> {
         let name = format!("{}.{}.{}", mail.unix_ms() / 1000, mail.id(), self.host);
-        let tmp = folder.join("tmp").join(&name);
         let new_folder = folder.join("new");
         let new = new_folder.join(&name);
+        let mut fresh = None;
         if !named(&new, new.try_exists())? {
+            let tmp = folder.join("tmp").join(&name);
             let file = match create(&tmp) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     self.make(folder)?;
@@ -155,17 +160,19 @@ impl Maildir {
                 }
                 file => named(&tmp, file)?,
             };
-            let written = self.write(file, mail).and_then(|()| rename_new(&tmp, &new));
-            if let Err(error) = written {
-                let _ = std::fs::remove_file(&tmp);
-                return named(&tmp, Err(error));
+            match self.write(file, mail) {
+                Ok(file) => fresh = Some(Fresh { file, tmp, new }),
+                Err(error) => {
+                    let _ = std::fs::remove_file(&tmp);
+                    return named(&tmp, Err(error));
+                }
             }
         }
-        // Also for a file that was there: the crash may have come before this.
-        named(&new_folder, File::open(&new_folder).and_then(|folder| folder.sync_all()))
+        // Also for a file that was there: the crash may have come before its folder was synced.
+        self.together.settle(fresh, new_folder)
     }
 
-    fn write(&self, file: File, mail: &Mail<'_>) -> io::Result<()> {
+    fn write(&self, file: File, mail: &Mail<'_>) -> io::Result<File> {
         let mut out = LineWriter { file, line_end: self.line_end, carriage_return: false, buffer: Vec::new() };
         out.put(return_path(mail.envelope.reverse_path()).as_bytes())?;
         out.put(mail.prepend())?;
@@ -195,6 +202,10 @@ impl Maildir {
 impl Route for Maildir {
     fn name(&self) -> &str {
         "maildir"
+    }
+
+    fn slow_attempts(&self) -> usize {
+        WRITERS
     }
 
     fn deliver(&self, mail: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict> {
@@ -279,20 +290,6 @@ fn create(tmp: &Path) -> io::Result<File> {
     }
 }
 
-/// Never over another file.
-fn rename_new(tmp: &Path, new: &Path) -> io::Result<()> {
-    match rustix::fs::renameat_with(CWD, tmp, CWD, new, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
-        Err(Errno::EXIST) => std::fs::remove_file(tmp),
-        // File systems without that flag have links.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            std::fs::hard_link(tmp, new)?;
-            std::fs::remove_file(tmp)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn named<T>(path: &Path, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
@@ -340,12 +337,12 @@ impl LineWriter {
         self.buffer.extend_from_slice(rest);
     }
 
-    fn finish(mut self) -> io::Result<()> {
+    fn finish(mut self) -> io::Result<File> {
         if self.carriage_return {
             self.buffer.push(b'\r');
         }
         self.file.write_all(&self.buffer)?;
-        self.file.sync_all()
+        Ok(self.file)
     }
 }
 
