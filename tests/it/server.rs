@@ -163,11 +163,16 @@ impl Server {
         self.spawn(&["serve"]);
         let deadline = Instant::now() + PATIENCE;
         while !self.greets(self.ports[0]) {
-            if self.child.as_mut().is_some_and(|child| child.try_wait().expect("our child").is_some()) {
-                self.spawn(&["serve"]);
-            }
+            self.revive();
             assert!(Instant::now() < deadline, "no greeting within {PATIENCE:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10)); // between two looks, not instead of one
+        }
+    }
+
+    /// Starts again if it has ended: the supervisor does, when a process dies before everything serves.
+    pub fn revive(&mut self) {
+        if self.child.as_mut().is_some_and(|child| child.try_wait().expect("our child").is_some()) {
+            self.spawn(&["serve"]);
         }
     }
 

@@ -245,6 +245,11 @@ impl Ground {
         self.dir.join("portreeve.toml")
     }
 
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.dir
+    }
+
     /// A file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -17,6 +17,7 @@ pub mod bars;
 pub mod compare;
 pub mod dialogue;
 pub mod doubts;
+pub mod figures;
 pub mod ground;
 pub mod html;
 pub mod live;

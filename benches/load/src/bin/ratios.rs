@@ -15,10 +15,10 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
+use portreeve_load::figures::{median, numbers, pin, spread};
 use portreeve_load::ground::{Ground, Running, Server, Settings, end_on_signal, output};
 use portreeve_load::machine::{self, Machine};
 use portreeve_load::process;
-use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
 /// Measures Portreeve against the canned-reply baseline and writes `benches/record/<date>-ratios.{json,md}`.
@@ -434,31 +434,6 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// This thread, and what it starts, runs on `core`.
-fn pin(core: usize) -> Result<(), String> {
-    let mut set = CpuSet::new();
-    set.set(core);
-    sched_setaffinity(None, &set).map_err(|error| format!("core {core}: {error}"))
-}
-
-fn numbers(samples: &[Value], key: &str) -> Vec<f64> {
-    samples.iter().filter_map(|sample| sample[key].as_f64()).collect()
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
-    }
-}
-
-fn spread(values: &[f64]) -> (f64, f64) {
-    values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &v| (low.min(v), high.max(v)))
-}
-
 /// Writes both files and prints the table.
 fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> Result<(), String> {
     let seconds = machine::unix_seconds();
@@ -510,16 +485,4 @@ fn record(args: &Args, bench: &Bench<'_>, rows: &[Row], failures: &[String]) -> 
         eprintln!("wrote {}", path.display());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn medians_and_spreads() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(spread(&[2.0, 1.0, 3.0]), (1.0, 3.0));
-    }
 }
