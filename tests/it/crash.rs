@@ -77,7 +77,7 @@ impl Load {
 }
 
 /// A message that shows whether it is whole: its number at both ends, and a length that varies.
-fn message(number: u64) -> String {
+pub fn message(number: u64) -> String {
     let filler = "0123456789abcdef\r\n".repeat((number % 400) as usize);
     format!("From: a@far.example\r\nX-Number: {number}\r\n\r\n{filler}end {number}\r\n")
 }

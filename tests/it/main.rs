@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "a test binary has no reader of documentation")]
 
+mod aborts;
 mod bare;
 mod client_certificates;
 mod clients;
@@ -11,6 +12,7 @@ mod dialog;
 mod fuzz;
 mod hop;
 mod load;
+mod kills;
 mod mechanisms;
 mod model;
 mod next_hops;
@@ -20,6 +22,7 @@ mod runners;
 mod scram;
 mod server;
 mod shim;
+mod small_disk;
 mod soak;
 mod splits;
 mod tidy;

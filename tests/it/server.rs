@@ -41,6 +41,8 @@ pub struct Options {
     pub tables: String,
     /// Most open files of each process.
     pub files_max: Option<u32>,
+    /// The spool lies on a tmpfs with these mount options, in a mount namespace of the server's own.
+    pub spool_disk: Option<String>,
     /// Variables of its environment.
     pub environment: Vec<(String, String)>,
 }
@@ -214,16 +216,21 @@ impl Server {
     /// Starts the program with this configuration; its output goes to the log.
     pub fn spawn(&mut self, arguments: &[&str]) {
         let log = File::options().create(true).append(true).open(self.path("log")).expect("a log");
-        let mut command = match self.options.files_max {
-            None => self.command(arguments),
-            Some(files) => {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {files}; exec \"$@\""), "sh"]);
-                let command = self.command(arguments);
-                shell.arg(command.get_program()).args(command.get_args());
-                shell
-            }
-        };
+        let mut before = self.options.files_max.map(|files| format!("ulimit -n {files} &&")).unwrap_or_default();
+        if let Some(options) = &self.options.spool_disk {
+            let spool = self.path("state/spool");
+            fs::create_dir_all(&spool).expect("a folder");
+            before += &format!(" mount -t tmpfs -o mode=700,{options} tmpfs {} &&", spool.display());
+        }
+        let mut command = self.command(arguments);
+        if !before.is_empty() {
+            let namespace = self.options.spool_disk.is_some();
+            let mut shell = Command::new(if namespace { "unshare" } else { "sh" });
+            shell.args(if namespace { &["-m", "sh"][..] } else { &[] });
+            shell.args(["-c", &format!("{before} exec \"$@\""), "sh"]);
+            shell.arg(command.get_program()).args(command.get_args());
+            command = shell;
+        }
         let disturbed = std::env::var("PORTREEVE_DISTURB").ok().filter(|_| crate::shim::library().is_some());
         match disturbed {
             Some(seed) if self.options.environment.is_empty() => {

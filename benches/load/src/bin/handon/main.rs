@@ -165,7 +165,7 @@ fn run(args: &Args) -> Result<bool, String> {
     }
     let sink = Sink::start()?;
     bench.configure(&format!(
-        "[[route]]\ndomain = \"maildir.test\"\nkind = \"maildir\"\npath = \"mail/%d/%n\"\n\n\
+        "[[route]]\ndomain = \"*\"\nkind = \"maildir\"\npath = \"mail/%d/%n\"\n\n\
          [[route]]\ndomain = \"lmtp.test\"\nkind = \"lmtp\"\nto = [\"{}\"]\n",
         sink.address
     ))?;
