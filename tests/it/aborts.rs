@@ -116,15 +116,16 @@ fn abort(address: SocketAddr, number: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// `limits.max_size` of the server, the smallest that it takes.
+/// `limits.max_size` of the listener for oversize ones, the smallest that there is; large ones that are cut come to
+/// the other listener, where they would fit.
 const SIZE_MAX: usize = 64 << 10;
-/// Large ones must fit, so those that are cut come to another listener.
 const ABORTS: u64 = 10_000;
 
 #[test]
 fn ten_thousand_messages_that_end_early_leave_nothing() {
     let _one = alone();
-    let tables = format!("\n[limits]\nmax_sessions = 20000\n\n[timeouts]\ndata_grace = \"1s\"\nmin_rate = \"1MiB\"\n");
+    let tables =
+        "\n[limits]\nmax_sessions = 20000\n\n[timeouts]\ndata_grace = \"1s\"\nmin_rate = \"1MiB\"\n".to_owned();
     let mut server = Server::prepare(Options { tables, ..Options::default() });
     // The second mx listener takes little.
     let address = server.mx();

@@ -5,7 +5,7 @@
 //! 32   mark (4 octets of the salt) │ checksum │ record's offset in the segment │ recipients │ kind │ bitmap
 //! ```
 //!
-//! An entry adds recipients that need no further delivery; entries add up, so reading one twice does
+//! Behind the last entry there may be zeros. An entry adds recipients that need no further delivery; entries add up, so reading one twice does
 //! no harm. A file is written by one life of the delivery process only: the next life begins a new
 //! generation beside it. So a torn tail is never appended to.
 
@@ -20,6 +20,8 @@ const ENTRY_HEAD_OCTETS: usize = 24;
 const BORDER: usize = 8;
 /// These recipients are settled.
 const KIND_SETTLED: u8 = 1;
+/// Zeros are written ahead up to multiples of this: a sync that changes no length costs the file system no journal.
+const FILL_OCTETS: u64 = 32 << 10;
 /// More recipients than any session takes; bounds what a damaged count can claim.
 const RECIPIENTS_MAX: u32 = 1 << 20;
 
@@ -124,6 +126,7 @@ pub(crate) struct AckFile {
     file: Box<dyn File>,
     salt: [u8; 16],
     end: u64,
+    filled: u64,
 }
 
 impl AckFile {
@@ -139,15 +142,20 @@ impl AckFile {
         let file = disk.create(path)?;
         file.write_at(0, &header)?;
         disk.sync_dir(folder)?;
-        Ok(Self { file, salt, end: HEADER_OCTETS as u64 })
+        Ok(Self { file, salt, end: HEADER_OCTETS as u64, filled: HEADER_OCTETS as u64 })
     }
 
     /// Appends entries and makes them durable. After an error the file must not be used again.
     pub(crate) fn append(&mut self, acks: &[Ack]) -> io::Result<()> {
         let mut octets = Vec::with_capacity(acks.len() * 32);
         acks.iter().for_each(|ack| ack.encode(&self.salt, &mut octets));
-        self.file.write_at(self.end, &octets)?;
+        let at = self.end;
         self.end += octets.len() as u64;
+        if self.end > self.filled {
+            self.filled = self.end.next_multiple_of(FILL_OCTETS);
+            octets.resize((self.filled - at) as usize, 0);
+        }
+        self.file.write_at(at, &octets)?;
         if planted(Bug::NoAckSync) { Ok(()) } else { self.file.sync() }
     }
 }

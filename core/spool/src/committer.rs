@@ -23,6 +23,8 @@ use crate::{Doorbell, Trouble, names};
 const WRITE_OCTETS: usize = 4 << 20;
 /// Octets that are zero-filled at once, at most.
 const FILL_OCTETS: u64 = 1 << 20;
+/// A write of more than this is of several messages.
+const SHARED_OCTETS: u64 = 24 << 10;
 /// Of a seal, padded.
 const SEAL_OCTETS: u64 = RECORD_HEADER_OCTETS as u64 + 16;
 
@@ -179,6 +181,7 @@ impl Log<'_> {
         {
             current.segment.write(current.position - self.buffer.len() as u64, &self.buffer)?;
             self.shared.ahead.appended.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
+            self.shared.ahead.writes.fetch_add(1, Ordering::Relaxed);
             self.buffer.clear();
         }
         Ok(())
@@ -424,8 +427,9 @@ pub(crate) struct Ahead {
     slot: Mutex<Slot>,
     changed: Condvar,
     stopped: AtomicBool,
-    /// Octets that the log has written: tells the filler how busy it is.
+    /// Octets that the log has written, and in how many writes: tells the filler how busy it is.
     appended: AtomicU64,
+    writes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -523,12 +527,15 @@ pub(crate) fn prepare(shared: &Shared) {
             }
             shared.ahead.changed.notify_all();
         } else if let Some(segment) = filling.front() {
-            let before = shared.ahead.appended.load(Ordering::Relaxed);
+            let ahead = &shared.ahead;
+            let written = || (ahead.appended.load(Ordering::Relaxed), ahead.writes.load(Ordering::Relaxed));
+            let before = written();
             let more = segment.fill(&zeros);
-            let meanwhile = shared.ahead.appended.load(Ordering::Relaxed) - before;
+            let after = written();
+            let (octets, writes) = (after.0 - before.0, after.1 - before.1);
             // At that pace a sync is shared by so many that a growing file is as fast, and filling would take
-            // half of the disk's bandwidth.
-            let busy = meanwhile > zeros.len() as u64 / 4;
+            // half of the disk's bandwidth, and of the processor time that writing takes.
+            let busy = octets > zeros.len() as u64 / 4 || (writes > 0 && octets / writes > SHARED_OCTETS);
             if busy || !more {
                 filling.pop_front();
             }
