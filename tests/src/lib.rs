@@ -10,6 +10,9 @@
 //! scram          every hash, every channel binding, downgrades, bindings of other connections
 //! client_certificates   who gets in by one, and whom EXTERNAL makes of it
 //! crash          kill -9 with a ledger, reload under load, EMFILE, bad configuration
+//! kills, shim    processes stop at random times and before every operation; system calls are disturbed
+//! aborts         messages that end early leave nothing
+//! small_disk     the spool on a small file system that is filled and emptied
 //! tidy           the layers, where unsafe may stand, what may be cited
 //! fuzz           entry points as plain functions, with a short seeded run
 //! ```
