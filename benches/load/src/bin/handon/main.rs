@@ -65,6 +65,9 @@ struct Args {
     /// Connections at a time.
     #[arg(long, default_value_t = 16)]
     concurrency: u64,
+    /// Where the servers' folders are made: the disk that is measured; where temporary files are otherwise.
+    #[arg(long)]
+    dir: Option<PathBuf>,
     /// Folder of the record.
     #[arg(long, default_value = "benches/record")]
     out: PathBuf,
@@ -229,6 +232,8 @@ impl<'a> Bench<'a> {
             shards: 1,
             sessions_max: 10_000,
             log_level: "info".to_owned(),
+            durability: "group-fsync",
+            dir: args.dir.clone(),
             keep: args.keep,
         })?;
         Ok(Self { args, ground })
@@ -245,7 +250,6 @@ impl<'a> Bench<'a> {
         let text = std::fs::read_to_string(&path).map_err(said)?;
         let (head, rest) = text.split_once("[[route]]").ok_or("no route in the configuration")?;
         let (_, tail) = rest.split_once("[limits]").ok_or("no limits in the configuration")?;
-        let head = head.replace("durability = \"none\"", "durability = \"group-fsync\"");
         std::fs::write(&path, format!("{head}{routes}\n[limits]{tail}")).map_err(said)
     }
 
