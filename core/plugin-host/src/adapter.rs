@@ -18,7 +18,7 @@ pub(crate) struct Inline {
     bound: Bound,
     /// One octet behind the mechanism's state is ours when there is a state to be begun and dropped.
     marker: Option<usize>,
-    /// It may compute for long: this process does nothing else.
+    /// It has declared that it may take long.
     offloads: bool,
     gate: Gate,
 }
@@ -89,11 +89,15 @@ impl Mechanism for Inline {
             return failure(FailureClass::Internal, "the host stepped an exchange that has not begun, or twice");
         }
         let started = Instant::now();
-        let mut out = self.bound.step(state, &input, scratch);
-        if self.offloads && out.action == action::OFFLOAD {
-            out = self.bound.step(state, &Input { event: Event::Resume, ..input }, scratch);
+        let resumes = matches!(input.event, Event::Resume);
+        let out = self.bound.step(state, &input, scratch);
+        if out.action == action::OFFLOAD && self.offloads && !resumes {
+            return Step::Offload;
         }
-        self.gate.took(&self.name, started.elapsed());
+        // Where nobody waits a step may take its time; whoever took it there has a watch of its own.
+        if !resumes && self.traits.flags & flag::OFFLOAD_ALL == 0 {
+            self.gate.took(&self.name, started.elapsed());
+        }
         if out.action == action::FAIL && out.arg == abi::fail::INTERNAL {
             self.gate.fault(&self.name, Fault::Broken);
         }
@@ -138,8 +142,9 @@ impl Inline {
         if out.flags & !(out_flag::FINAL_DATA | out_flag::SELF_ASSERTED) != 0 {
             return Err("the mechanism set an answer flag that this host does not know");
         }
-        if out.flags & out_flag::SELF_ASSERTED != 0 {
-            return Err("the mechanism asserts an identity itself, without the operator's consent");
+        let asserted = out.flags & out_flag::SELF_ASSERTED != 0;
+        if asserted && out.action != action::SUCCESS {
+            return Err("the mechanism asserts an identity without success");
         }
         let area = |slice: abi::Slice| areas.slice(slice, out.used);
         let sent = |slice: abi::Slice| {
@@ -151,6 +156,10 @@ impl Inline {
         let last = || (out.flags & out_flag::FINAL_DATA != 0).then(|| sent(out.data)).transpose();
         Ok(match out.action {
             action::CHALLENGE => Step::Challenge(sent(out.data)?),
+            // Whether it may is the session's to judge: that runs where no code of a stranger does.
+            action::SUCCESS if asserted => {
+                Step::Asserted { authcid: area(out.authcid)?, authzid: area(out.authzid)?, data: last()? }
+            }
             action::SUCCESS => Step::Success { proof: Proof(out.handle), data: last()? },
             action::FAIL => {
                 let class = failure_class(out.arg).ok_or("the mechanism failed with an unknown class")?;
@@ -158,7 +167,7 @@ impl Inline {
                 let diagnosis = diagnosis.get(..abi::DIAG_MAX as usize).unwrap_or(diagnosis);
                 Step::Failure { class, data: last()?, diagnosis }
             }
-            action::OFFLOAD => return Err("the mechanism answered OFFLOAD without having declared it"),
+            action::OFFLOAD => return Err("the mechanism answered OFFLOAD without having declared it, or again"),
             16..=79 if self.traits.needs & action::need(out.action) == 0 => {
                 return Err("the mechanism asks for an effect that it did not declare");
             }

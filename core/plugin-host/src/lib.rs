@@ -34,10 +34,12 @@
 
 mod adapter;
 mod error;
+mod exchange;
 #[allow(unsafe_code, reason = "the foreign edge: the only file of this crate with unsafe code")]
 mod ffi;
 mod gate;
 mod note;
+mod pool;
 mod registry;
 mod remote;
 mod resolve;
@@ -48,8 +50,9 @@ pub use error::{LoadError, Unfit};
 pub use ffi::{Entry, LogLine};
 pub use gate::{Complain, Complaint, Fault};
 pub use note::{Note, PanicStrategy};
+pub use pool::{Pool, THREADS};
 pub use registry::{Listed, ListedMechanism, Registry, Terms, flatten};
 pub use remote::{Remote, RemoteLibrary};
 pub use resolve::{Found, resolve};
-pub use serve::{Host, STEP_MS_MAX};
+pub use serve::{Host, OFFLOAD_MS_MAX, STEP_MS_MAX};
 pub use vet::{Demands, Inspection, Ownership, Vetted, inspect, parse_sha256, vet};

@@ -1,26 +1,32 @@
 //! The work of a mechanism-host: it keeps the states of exchanges and answers the steps that shards of workers
 //! send it, a packet of them at a time.
 //!
-//! A step that does not end within [`STEP_MS_MAX`] ends the process: nothing else could stop it, and whoever
-//! waits learns of it at once because its link closes.
+//! ```text
+//! a step           → here, at once                         the answer leaves with those of its packet
+//! … that may block → a thread of the pool and back         the answer leaves when it is there; others go on
+//! ```
+//!
+//! A step here that does not end within [`STEP_MS_MAX`] ends the process: nothing else could stop it, and whoever
+//! waits learns of it at once because its link closes. One of the pool has [`OFFLOAD_MS_MAX`]; then its exchange
+//! is over and its thread lost, and without any thread left the process has to end ([`Host::is_stuck`]).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use link::mechanism::{self as wire, Described, Description};
 use link::{Link, Outbox, Received, frames, sys};
-use sasl::{
-    Event, Facts, FailureClass, Flat, Input, Mechanism, MechanismName, Outcome, Proof, ScramKey, Secret, State, Status,
-    Step,
-};
+use sasl::{FailureClass, Mechanism, MechanismName, Secret, flag};
 
+use crate::exchange::{Exchange, Stepped, failure};
+use crate::pool::{Done, Job, Pool, THREADS};
 use crate::{LoadError, LogLine, Registry, Unfit};
 
 /// Longest step.
 pub const STEP_MS_MAX: u32 = 1000;
+/// Longest step of the pool, with its wait for a thread. Shards give a host that does not answer up after five seconds.
+pub const OFFLOAD_MS_MAX: u64 = 3000;
 /// Exchanges of all shards together.
 const EXCHANGES_MAX: usize = 100_000;
 /// Answers that a shard does not take.
@@ -36,49 +42,52 @@ pub struct Host {
     mechanisms: HashMap<MechanismName, Arc<dyn Mechanism>>,
     description: Vec<u8>,
     peers: Vec<Peer>,
+    /// Peers so far.
+    numbers: u64,
     exchanges: usize,
+    pool: Pool,
+    /// Steps with the pool, by their tickets.
+    away: HashMap<u64, Away>,
+    /// Tickets so far.
+    tickets: u64,
+    /// Threads that have had their time and are not back.
+    stuck: usize,
     scratch: Secret,
+    answer: Secret,
     packet: Vec<u8>,
 }
 
 /// One shard of a worker.
 struct Peer {
+    number: u64,
     link: Link,
     outbox: Outbox,
-    exchanges: HashMap<u64, Exchange>,
+    exchanges: HashMap<u64, Place>,
     closed: bool,
 }
 
-struct Exchange {
-    mechanism: Arc<dyn Mechanism>,
-    state: State,
-    /// The client's current message.
-    message: Secret,
-    facts: OwnedFacts,
+enum Place {
+    Here(Exchange),
+    /// With the pool, under this ticket.
+    Away(u64),
 }
 
-struct OwnedFacts {
-    tls: bool,
-    tls_version: u16,
-    client_certificate: bool,
-    plus_offered: bool,
-    channel_bindings: u32,
-    client_ip: IpAddr,
-    server_name: Box<str>,
-    listener: Box<str>,
-    sni: Box<str>,
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        self.mechanism.finish(&mut self.state);
-    }
+/// Who waits for a step of the pool.
+struct Away {
+    peer: u64,
+    exchange: u64,
+    question: u64,
+    since: Instant,
 }
 
 impl Host {
     /// Makes every mechanism of the loaded libraries ready, with settings that `settings` has for its name. One that
     /// is not believed ([`Unfit::SelfAsserts`]) is left out, with a word to the log.
-    pub fn new(registry: Registry, settings: impl Fn(&MechanismName) -> String) -> Result<Self, LoadError> {
+    pub fn new(
+        registry: Registry,
+        settings: impl Fn(&MechanismName) -> String,
+        pool: Pool,
+    ) -> Result<Self, LoadError> {
         let mut mechanisms = HashMap::new();
         let listed = registry.list();
         let (mut described, mut words) = (Vec::new(), Vec::new());
@@ -106,13 +115,29 @@ impl Host {
         Description { mechanisms: described }.encode(&mut description);
         let octets = mechanisms.values().map(|mechanism| mechanism.traits().output_octets_max).max();
         let scratch = Secret::new(vec![0; octets.unwrap_or_default()]);
-        let (peers, packet) = (Vec::new(), Vec::new());
-        Ok(Self { registry, words, mechanisms, description, peers, exchanges: 0, scratch, packet })
+        Ok(Self {
+            registry,
+            words,
+            mechanisms,
+            description,
+            peers: Vec::new(),
+            numbers: 0,
+            exchanges: 0,
+            pool,
+            away: HashMap::new(),
+            tickets: 0,
+            stuck: 0,
+            scratch,
+            answer: Secret::default(),
+            packet: Vec::new(),
+        })
     }
 
     /// A shard of a worker is there; it is told what there is.
     pub fn add(&mut self, link: Link) {
-        let mut peer = Peer { link, outbox: Outbox::new(OUTBOX_OCTETS_MAX), exchanges: HashMap::new(), closed: false };
+        self.numbers += 1;
+        let (number, outbox) = (self.numbers, Outbox::new(OUTBOX_OCTETS_MAX));
+        let mut peer = Peer { number, link, outbox, exchanges: HashMap::new(), closed: false };
         let description = &self.description;
         let said = peer.outbox.push(wire::DESCRIPTION, 0, |to| to.extend_from_slice(description));
         peer.flush();
@@ -123,7 +148,18 @@ impl Host {
 
     /// What to wait for; `true` where there is something to be sent, too.
     pub fn interest(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
-        self.peers.iter().map(|peer| (peer.link.as_fd(), !peer.outbox.is_empty()))
+        let peers = self.peers.iter().map(|peer| (peer.link.as_fd(), !peer.outbox.is_empty()));
+        peers.chain([(self.pool.bell(), false)])
+    }
+
+    /// When to look again, whatever comes.
+    pub fn look_at(&self) -> Option<Instant> {
+        self.away.values().map(|away| away.since + OFFLOAD_TIME).min()
+    }
+
+    /// Whether no thread is left for steps that may take long: the process is of no more use.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck >= THREADS
     }
 
     /// Whether nobody is there any more.
@@ -138,6 +174,8 @@ impl Host {
 
     /// Takes what has come, steps, answers.
     pub fn turn(&mut self) {
+        self.welcome_back();
+        self.give_up();
         let mut packet = std::mem::take(&mut self.packet);
         for mut peer in std::mem::take(&mut self.peers) {
             for _ in 0..PACKETS_PER_TURN {
@@ -173,7 +211,7 @@ impl Host {
             let done = match frame {
                 Ok(frame) if frame.kind == wire::STEP => match wire::Step::decode(frame.payload) {
                     Ok(step) => {
-                        self.step(peer, frame.id, &step);
+                        self.step(peer, frame.id, &step, frame.payload);
                         true
                     }
                     Err(_) => false,
@@ -193,66 +231,86 @@ impl Host {
         sys::end_after_ms(0);
     }
 
-    fn step(&mut self, peer: &mut Peer, question: u64, step: &wire::Step<'_>) {
-        let refuse = |outbox: &mut Outbox, class, why: &'static [u8]| {
-            answer(outbox, question, &Step::Failure { class, data: None, diagnosis: why });
-        };
+    fn step(&mut self, peer: &mut Peer, question: u64, step: &wire::Step<'_>, payload: &[u8]) {
         if let wire::Event::Start { mechanism, facts, .. } = &step.event {
             let mechanism = MechanismName::parse(mechanism.as_bytes()).and_then(|name| self.mechanisms.get(&name));
             let Some(mechanism) = mechanism else {
-                return refuse(&mut peer.outbox, FailureClass::Internal, b"no such mechanism in this process");
+                return peer.refuse(question, FailureClass::Internal, b"no such mechanism in this process");
             };
             if peer.exchanges.remove(&step.exchange).is_some() {
                 self.exchanges -= 1;
             }
             if self.exchanges >= EXCHANGES_MAX {
-                return refuse(&mut peer.outbox, FailureClass::Temporary, b"too many exchanges");
+                return peer.refuse(question, FailureClass::Temporary, b"too many exchanges");
             }
-            let mut state = State::default();
-            state.prepare(mechanism.traits().state_octets);
-            let facts = OwnedFacts::of(facts);
-            let message = Secret::default();
-            let exchange = Exchange { mechanism: Arc::clone(mechanism), state, message, facts };
-            peer.exchanges.insert(step.exchange, exchange);
+            peer.exchanges.insert(step.exchange, Place::Here(Exchange::new(mechanism, facts)));
             self.exchanges += 1;
         }
-        let Some(exchange) = peer.exchanges.get_mut(&step.exchange) else {
-            return refuse(&mut peer.outbox, FailureClass::Temporary, b"the exchange is not known here");
+        let Some(Place::Here(exchange)) = peer.exchanges.get_mut(&step.exchange) else {
+            return peer.refuse(question, FailureClass::Temporary, b"the exchange is not known here");
         };
-        let event = match &step.event {
-            wire::Event::Start { initial, .. } => {
-                exchange.message.set(initial.unwrap_or_default());
-                Event::Start { initial: initial.is_some() }
+        let offload = exchange.traits().flags & flag::OFFLOAD_ALL != 0;
+        let answer = self.answer.buffer();
+        answer.clear();
+        if !offload
+            && let Stepped::Answered = exchange.step(step, false, self.scratch.buffer(), answer)
+        {
+            return peer.answer(question, &mut self.answer);
+        }
+        self.send_away(peer, question, step.exchange, payload, !offload);
+    }
+
+    /// Has a thread of the pool take a step.
+    fn send_away(&mut self, peer: &mut Peer, question: u64, exchange: u64, payload: &[u8], resume: bool) {
+        self.tickets += 1;
+        let ticket = self.tickets;
+        let Some(Place::Here(state)) = peer.exchanges.insert(exchange, Place::Away(ticket)) else { return };
+        let mut step = Secret::default();
+        step.set(payload);
+        match self.pool.take(Job { ticket, exchange: state, step, resume }) {
+            Ok(()) => {
+                let away = Away { peer: peer.number, exchange, question, since: Instant::now() };
+                self.away.insert(ticket, away);
             }
-            wire::Event::Message(message) => {
-                exchange.message.set(message);
-                Event::Message
+            Err(state) => {
+                peer.exchanges.insert(exchange, Place::Here(state));
+                peer.refuse(question, FailureClass::Temporary, b"too many steps wait for a thread");
             }
-            wire::Event::Outcome { effect, status, proof, data, scram } => {
-                let Some(effect) = sasl::EffectKind::from_abi(*effect) else {
-                    return refuse(&mut peer.outbox, FailureClass::Internal, b"an effect of a later time");
-                };
-                let scram = scram.and_then(|layout| {
-                    let (salt, keys) = data.split_at_checked(usize::from(layout.salt_octets))?;
-                    let (stored_key, server_key) = keys.split_at_checked(usize::from(layout.hash_octets))?;
-                    Some(ScramKey { iterations: layout.iterations, salt, stored_key, server_key })
-                });
-                let (status, proof) = (Status::from_abi(*status), Proof(*proof));
-                Event::Outcome(Outcome { effect, status, proof, data, scram })
+        }
+    }
+
+    /// What threads have finished goes to who waits for it. Who does not any more has ended the exchange.
+    fn welcome_back(&mut self) {
+        for Done { ticket, exchange, mut answer } in self.pool.done() {
+            let Some(away) = self.away.remove(&ticket) else {
+                // Too late, but the thread is free again.
+                self.stuck = self.stuck.saturating_sub(1);
+                continue;
+            };
+            let Some(peer) = self.peers.iter_mut().find(|peer| peer.number == away.peer) else { continue };
+            if matches!(peer.exchanges.get(&away.exchange), Some(Place::Away(theirs)) if *theirs == ticket) {
+                peer.exchanges.insert(away.exchange, Place::Here(exchange));
+                peer.answer(away.question, &mut answer);
             }
-        };
-        let facts = exchange.facts.borrow(step.session);
-        let input = Input {
-            event,
-            message: exchange.message.expose(),
-            facts: &facts,
-            entropy: step.entropy,
-            unix_ms: step.unix_ms,
-            exchange: step.session,
-        };
-        let said = exchange.mechanism.step(&mut exchange.state, input, self.scratch.buffer());
-        answer(&mut peer.outbox, question, &said);
-        self.scratch.buffer().fill(0);
+        }
+    }
+
+    /// Ends what has taken too long.
+    fn give_up(&mut self) {
+        let now = Instant::now();
+        let late = self.away.iter().filter(|(_, away)| now.duration_since(away.since) >= OFFLOAD_TIME);
+        let late: Vec<u64> = late.map(|(ticket, _)| *ticket).collect();
+        for ticket in late {
+            let Some(away) = self.away.remove(&ticket) else { continue };
+            // Whoever has begun it is somewhere inside of the library, with the exchange.
+            self.stuck += usize::from(self.pool.withdraw(ticket).is_none());
+            let Some(peer) = self.peers.iter_mut().find(|peer| peer.number == away.peer) else { continue };
+            if matches!(peer.exchanges.get(&away.exchange), Some(Place::Away(theirs)) if *theirs == ticket) {
+                peer.exchanges.remove(&away.exchange);
+                self.exchanges -= 1;
+                peer.refuse(away.question, FailureClass::Temporary, b"the step took too long");
+            }
+        }
     }
 
     /// What the library had to say goes to whoever is here.
@@ -267,13 +325,18 @@ impl Host {
     }
 }
 
-fn answer(outbox: &mut Outbox, question: u64, step: &Step<'_>) {
-    let Flat { action, arg, last, parts } = Flat::from(step);
-    // Without room the shard's own deadline answers.
-    let _ = outbox.push(wire::ANSWER, question, |to| wire::Answer { action, arg, last, parts }.encode(to));
-}
-
 impl Peer {
+    /// Sends an encoded answer, and wipes it.
+    fn answer(&mut self, question: u64, answer: &mut Secret) {
+        // Without room the shard's own deadline answers.
+        let _ = self.outbox.push(wire::ANSWER, question, |to| to.extend_from_slice(answer.expose()));
+        answer.wipe();
+    }
+
+    fn refuse(&mut self, question: u64, class: FailureClass, why: &'static [u8]) {
+        let _ = self.outbox.push(wire::ANSWER, question, |to| failure(class, why, to));
+    }
+
     fn flush(&mut self) {
         if self.outbox.flush(&self.link).is_err() {
             self.closed = true;
@@ -281,33 +344,4 @@ impl Peer {
     }
 }
 
-impl OwnedFacts {
-    fn of(facts: &wire::Facts<'_>) -> Self {
-        Self {
-            tls: facts.tls,
-            tls_version: facts.tls_version,
-            client_certificate: facts.client_certificate,
-            plus_offered: facts.plus_offered,
-            channel_bindings: facts.channel_bindings,
-            client_ip: facts.client_ip,
-            server_name: facts.server_name.into(),
-            listener: facts.listener.into(),
-            sni: facts.sni.into(),
-        }
-    }
-
-    fn borrow(&self, session: u64) -> Facts<'_> {
-        Facts {
-            tls: self.tls,
-            tls_version: self.tls_version,
-            client_certificate: self.client_certificate,
-            plus_offered: self.plus_offered,
-            channel_bindings: self.channel_bindings,
-            server_name: &self.server_name,
-            client_ip: self.client_ip,
-            listener: &self.listener,
-            sni: &self.sni,
-            session,
-        }
-    }
-}
+const OFFLOAD_TIME: Duration = Duration::from_millis(OFFLOAD_MS_MAX);

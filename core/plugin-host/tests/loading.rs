@@ -136,7 +136,7 @@ fn a_broken_step_fails_its_exchange_and_no_other() {
         ("class 0", "an unknown class"),
         ("diag beyond", "octets outside of its region"),
         ("long challenge", "sends more than it declared"),
-        ("asserts", "asserts an identity itself"),
+        ("asserts early", "asserts an identity without success"),
         ("flag", "flag that this host does not know"),
         ("offload", "OFFLOAD without having declared it"),
     ];
@@ -144,6 +144,9 @@ fn a_broken_step_fails_its_exchange_and_no_other() {
         let diagnosis = internal(Exchange::new(&mechanism).start(Some(message.as_bytes())));
         assert!(diagnosis.contains(expected), "{message}: {diagnosis}");
     }
+    // Whether it may is not decided here, so that who runs the library need not be believed.
+    let asserted = Exchange::new(&mechanism).start(Some(b"asserts"));
+    assert_eq!(asserted, Answer::Asserted(vec![], vec![]));
     // Steps out of order are the host's fault, and do not reach the library.
     assert!(internal(Exchange::new(&mechanism).message(b"good")).contains("has not begun"));
     let good = Answer::Effect(EffectKind::BackendCall, vec![], vec![], b"good".into());
@@ -157,7 +160,7 @@ fn a_broken_step_fails_its_exchange_and_no_other() {
     assert!(matches!(Exchange::new(&mechanism).start(Some(&[b'x'; 65])), Answer::Failure(FailureClass::Malformed, _)));
     drop(mechanism);
     let log = registry.take_log();
-    let begun = faults.len() + 1;
+    let begun = faults.len() + 2;
     assert_eq!(log.len(), 1);
     assert_eq!((log[0].0.as_str(), log[0].1.text.as_str()), ("bad", &*format!("begun {begun}, dropped {begun}")));
 }

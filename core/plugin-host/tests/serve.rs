@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use common::{bundled, load};
 use link::mechanism::{ANSWER, Answer, DESCRIPTION, Description, Event, FINISH, Facts, STEP, Step};
 use link::{Link, Outbox, Received, frames};
-use plugin_host::{Host, Registry, Terms};
+use plugin_host::{Host, OFFLOAD_MS_MAX, Pool, Registry, THREADS, Terms};
 
 fn host() -> (Host, Link) {
     let mut registry = Registry::new();
     load(&mut registry, "standard", &bundled("standard")).unwrap();
-    let mut host = Host::new(registry, |_| String::new()).unwrap();
+    let mut host = Host::new(registry, |_| String::new(), Pool::start().unwrap()).unwrap();
     let (here, there) = Link::pair().unwrap();
     host.add(there);
     (host, here)
@@ -105,26 +105,87 @@ fn nonsense_ends_the_link_and_nothing_else() {
     assert_eq!(actions(&here, &mut Vec::new()), [(5, 16)]);
 }
 
-/// What computes for long has no place in an event loop, but one here.
-#[test]
-fn offload_is_for_processes() {
+/// A host with a mechanism that does what its message says: `bad.c`, all of it offloaded, or some of it.
+fn slow(flag: &str) -> (Host, Link, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("portreeve_bad.so");
-    common::compile("bad.c", &path, &["FLAGS=(PRV_M_CLIENT_FIRST|PRV_M_OFFLOAD_ALL)"]);
+    common::compile("bad.c", &path, &[&format!("FLAGS=(PRV_M_CLIENT_FIRST|{flag})")]);
     let mut registry = Registry::new();
     load(&mut registry, "bad", &path).unwrap();
     let refused = registry.mechanism(&common::name("X-BAD"), "").err().unwrap().to_string();
-    assert!(refused.contains("OFFLOAD"), "{refused}");
+    assert!(refused.contains("OFFLOAD") && refused.contains("runner = \"process\""), "{refused}");
     let mut registry = Registry::new();
     common::load_on(&mut registry, "bad", &path, Terms { process: true, self_asserts: false }).unwrap();
-    let mut host = Host::new(registry, |_| String::new()).unwrap();
+    let mut host = Host::new(registry, |_| String::new(), Pool::start().unwrap()).unwrap();
     let (here, there) = Link::pair().unwrap();
     host.add(there);
+    (host, here, folder)
+}
+
+fn begin(outbox: &mut Outbox, id: u64, what: &'static str) {
+    push(outbox, id, Event::Start { mechanism: "X-BAD", initial: Some(what.as_bytes()), facts: facts() });
+}
+
+/// Turns until there are `count` answers.
+fn answers(host: &mut Host, link: &Link, count: usize) -> Vec<(u64, u32)> {
+    let (mut all, mut packet) = (Vec::new(), Vec::new());
+    while all.len() < count {
+        host.turn();
+        all.extend(actions(link, &mut packet));
+        std::thread::yield_now();
+    }
+    all
+}
+
+/// What takes long stops nobody else's exchange, whether it says so beforehand or when it comes to it.
+#[test]
+fn a_step_that_sleeps_stops_nobody() {
+    for (flag, sleeps) in [("PRV_M_OFFLOAD_ALL", "sleep 2"), ("PRV_M_MAY_OFFLOAD", "offload, sleep 2")] {
+        let (mut host, link, _folder) = slow(flag);
+        let mut outbox = Outbox::new(1 << 20);
+        begin(&mut outbox, 1, sleeps);
+        assert!(outbox.flush(&link).unwrap());
+        host.turn();
+        // A hundred exchanges come and go in the meantime.
+        for id in 2..102 {
+            begin(&mut outbox, id, "challenge");
+            assert!(outbox.flush(&link).unwrap());
+            assert_eq!(answers(&mut host, &link, 1), [(id, 1)], "{flag}");
+        }
+        assert_eq!(answers(&mut host, &link, 1), [(1, 1)], "{flag}: it has slept");
+        assert_eq!(host.exchanges(), 101);
+        push(&mut outbox, 1, Event::Message(b"challenge"));
+        assert!(outbox.flush(&link).unwrap());
+        assert_eq!(answers(&mut host, &link, 1), [(1, 1)], "{flag}: and goes on");
+    }
+}
+
+/// Its own exchange is over after a while; whoever is gone, ends, or begins anew meanwhile is not told. With all
+/// threads lost the process has to end, and not before.
+#[test]
+fn who_does_not_come_back_is_given_up() {
+    let (mut host, link, _folder) = slow("PRV_M_OFFLOAD_ALL");
     let mut outbox = Outbox::new(1 << 20);
-    push(&mut outbox, 5, Event::Start { mechanism: "X-BAD", initial: Some(b"x"), facts: facts() });
-    assert!(outbox.flush(&here).unwrap());
+    begin(&mut outbox, 1, "sleep 2");
+    begin(&mut outbox, 2, "sleep 2");
+    begin(&mut outbox, 3, "sleep for ever");
+    outbox.push(FINISH, 0, |to| to.extend_from_slice(&1u64.to_le_bytes())).unwrap();
+    assert!(outbox.flush(&link).unwrap());
     host.turn();
-    assert_eq!(actions(&here, &mut Vec::new()).len(), 1);
+    begin(&mut outbox, 2, "challenge");
+    assert!(outbox.flush(&link).unwrap());
+    assert_eq!(answers(&mut host, &link, 1), [(2, 1)], "the newer one");
+    let began = Instant::now();
+    assert_eq!(answers(&mut host, &link, 1), [(3, 3)], "failed; nothing of 1, nothing of the older 2");
+    assert!(began.elapsed() <= Duration::from_millis(2 * OFFLOAD_MS_MAX));
+    assert!(!host.is_stuck() && host.exchanges() == 1);
+
+    // One thread is lost. As many more as there are, and some that find none and are told so.
+    (10..10 + THREADS as u64 + 3).for_each(|id| begin(&mut outbox, id, "sleep for ever"));
+    assert!(outbox.flush(&link).unwrap());
+    let late = answers(&mut host, &link, THREADS + 3);
+    assert!(late.iter().all(|(_, action)| *action == 3), "{late:?}");
+    assert!(host.is_stuck() && host.exchanges() == 1);
 }
 
 /// 64 exchanges of PLAIN at a time: two steps and the end of each, encoded, sent, stepped, answered, decoded.

@@ -68,6 +68,8 @@ pub enum Answer {
     /// of a channel binding.
     Effect(EffectKind, Vec<u8>, Vec<u8>, Vec<u8>),
     Success(Proof, Option<Vec<u8>>),
+    /// Who, and whom to act as.
+    Asserted(Vec<u8>, Vec<u8>),
     Failure(FailureClass, String),
     Offload,
 }
@@ -174,6 +176,7 @@ impl Exchange {
                 };
                 Answer::Effect(effect.kind(), authcid.to_vec(), authzid.to_vec(), data.to_vec())
             }
+            Step::Asserted { authcid, authzid, .. } => Answer::Asserted(authcid.to_vec(), authzid.to_vec()),
             Step::Success { proof, data } => Answer::Success(proof, data.map(<[u8]>::to_vec)),
             Step::Failure { class, data, diagnosis } => {
                 self.last_words = data.map(<[u8]>::to_vec);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use link::sandbox::{self, Demand};
 use link::{Role, sys};
-use plugin_host::{Host, Registry, Terms};
+use plugin_host::{Host, Pool, Registry, THREADS, Terms};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use supervisor::child::{Later, Peer, Startup, Supervisor};
 
@@ -44,6 +44,10 @@ pub fn run(mut startup: Startup) -> ExitCode {
             }
         }
         host.turn();
+        if host.is_stuck() {
+            let why = format!("all {THREADS} threads of the library are stuck in steps that do not end");
+            return give_up(&supervisor, &why);
+        }
         if draining.is_some() && host.is_left() {
             let told = supervisor.drained().is_ok();
             return if told { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) };
@@ -56,7 +60,13 @@ fn start(startup: &mut Startup) -> Result<Host, String> {
     let demand = if config.process.sandbox_required { Demand::Require } else { Demand::BestEffort };
     let libraries = std::mem::take(&mut startup.plugins);
     let grants = libraries.first().map(|library| config.plugins.grants(&library.id)).unwrap_or_default();
-    let in_force = sandbox::load(demand, &grants, || Ok(()))?;
+    let mut pool = None;
+    let in_force = sandbox::load(demand, &grants, || {
+        let started = Pool::start().map_err(|error| format!("no threads for steps that take long: {error}"))?;
+        pool = Some(started);
+        Ok(())
+    })?;
+    let pool = pool.ok_or("no threads were started")?;
     startup.supervisor.sandbox(&in_force).map_err(|error| error.to_string())?;
     sys::end_after_ms(LOAD_MS_MAX);
     let mut registry = Registry::new();
@@ -66,7 +76,7 @@ fn start(startup: &mut Startup) -> Result<Host, String> {
         registry.load(&library.id, library.library, &origin, terms).map_err(|error| error.to_string())?;
     }
     let host =
-        Host::new(registry, |name| config.settings(name.as_str()).to_owned()).map_err(|error| error.to_string())?;
+        Host::new(registry, |name| config.settings(name.as_str()).to_owned(), pool).map_err(|error| error.to_string())?;
     sys::end_after_ms(0);
     // Whatever the library did to signals while it was opened ends here.
     sys::default_signals();
@@ -82,7 +92,9 @@ fn wait(supervisor: &Supervisor, host: &Host) {
         let out = if unsent { PollFlags::OUT } else { PollFlags::empty() };
         PollFd::from_borrowed_fd(fd, PollFlags::IN | out)
     }));
-    let second = Timespec::try_from(Duration::from_secs(1)).ok();
+    let second = Duration::from_secs(1);
+    let patience = host.look_at().map_or(second, |at| second.min(at.saturating_duration_since(Instant::now())));
+    let second = Timespec::try_from(patience).ok();
     // An error means one look too many at the links.
     let _ = poll(&mut fds, second.as_ref());
 }

@@ -1,0 +1,147 @@
+//! Threads for steps that may take long (OFFLOAD), so that one that waits for a disk or a network stops nobody
+//! else's exchange. An exchange travels to a thread and back with its answer; while it is away nothing else
+//! touches it.
+//!
+//! The threads are started before the process locks itself up, because afterwards it can start none.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use link::mechanism as wire;
+use rustix::event::{EventfdFlags, eventfd};
+use sasl::{FailureClass, Secret};
+
+use crate::exchange::{Exchange, Stepped, failure};
+
+/// Steps that take long at the same time.
+pub const THREADS: usize = 8;
+/// Steps that wait for a thread; more are refused.
+const WAITING_MAX: usize = 1024;
+
+/// A step on its way to a thread.
+pub(crate) struct Job {
+    /// Names it.
+    pub ticket: u64,
+    pub exchange: Exchange,
+    /// The step as it came over the link.
+    pub step: Secret,
+    /// The mechanism has seen it, and asked for more time.
+    pub resume: bool,
+}
+
+/// A step that has come back.
+pub(crate) struct Done {
+    pub ticket: u64,
+    pub exchange: Exchange,
+    /// The encoded answer.
+    pub answer: Secret,
+}
+
+/// The threads. They end with the process: one that is stuck can be ended in no other way.
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<Queue>,
+    more: Condvar,
+    /// Readable when something has come back.
+    bell: OwnedFd,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Job>,
+    done: Vec<Done>,
+}
+
+impl Pool {
+    /// Starts the threads.
+    pub fn start() -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let shared = Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), bell });
+        for _ in 0..THREADS {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name("offload".into()).spawn(move || shared.work())?;
+        }
+        Ok(Self(shared))
+    }
+
+    /// Gives a step to the next thread that is free; the exchange comes back at once when too many wait.
+    pub(crate) fn take(&self, job: Job) -> Result<(), Exchange> {
+        let mut queue = self.0.lock();
+        if queue.waiting.len() >= WAITING_MAX {
+            return Err(job.exchange);
+        }
+        queue.waiting.push_back(job);
+        drop(queue);
+        self.0.more.notify_one();
+        Ok(())
+    }
+
+    /// Takes a step back that no thread has begun; `None`: one has.
+    pub(crate) fn withdraw(&self, ticket: u64) -> Option<Exchange> {
+        let mut queue = self.0.lock();
+        let at = queue.waiting.iter().position(|job| job.ticket == ticket)?;
+        queue.waiting.remove(at).map(|job| job.exchange)
+    }
+
+    /// What has come back.
+    pub(crate) fn done(&self) -> Vec<Done> {
+        // Rung once, however often; nothing to read means nothing to be taken.
+        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
+        std::mem::take(&mut self.0.lock().done)
+    }
+
+    /// Readable when something has come back.
+    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
+        self.0.bell.as_fd()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a thread does for all its life.
+    fn work(&self) {
+        let mut scratch = Secret::default();
+        loop {
+            let mut queue = self.lock();
+            let job = loop {
+                match queue.waiting.pop_front() {
+                    Some(job) => break job,
+                    None => queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                }
+            };
+            drop(queue);
+            let done = run(job, &mut scratch);
+            self.lock().done.push(done);
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+fn run(job: Job, scratch: &mut Secret) -> Done {
+    let Job { ticket, mut exchange, step, resume } = job;
+    let octets = exchange.traits().output_octets_max;
+    scratch.buffer().resize(octets, 0);
+    // Room for the longest answer: a buffer that grows leaves copies behind.
+    let mut answer = Vec::with_capacity(octets + exchange.traits().message_octets_max + 64);
+    match wire::Step::decode(step.expose()) {
+        Ok(step) => {
+            let mut stepped = exchange.step(&step, resume, scratch.buffer(), &mut answer);
+            if matches!(stepped, Stepped::Offload) && !resume {
+                // It wants to be where it is already.
+                stepped = exchange.step(&step, true, scratch.buffer(), &mut answer);
+            }
+            if matches!(stepped, Stepped::Offload) {
+                failure(FailureClass::Internal, b"the mechanism answered RESUME with OFFLOAD", &mut answer);
+            }
+        }
+        Err(_) => failure(FailureClass::Internal, b"a step that is none", &mut answer),
+    }
+    Done { ticket, exchange, answer: Secret::new(answer) }
+}
