@@ -90,7 +90,10 @@ impl Directory {
             Question::FetchKey { kind, .. } => {
                 self.users().options().secrets.allow_cleartext && scram_hash(*kind).is_some()
             }
-            Question::VerifyExternal { .. } | Question::Recipient { .. } | Question::Sender { .. } => false,
+            Question::VerifyExternal { .. }
+            | Question::Asserted { .. }
+            | Question::Recipient { .. }
+            | Question::Sender { .. } => false,
         }
     }
 
@@ -117,6 +120,18 @@ impl Directory {
             }
             Question::VerifyToken { mechanism, authzid, token, .. } => {
                 self.verify_token(&users, epoch, mechanism, authzid, token, to);
+            }
+            Question::Asserted { mechanism, authcid, authzid, .. } => {
+                let name = users.options().names.name(authcid);
+                let user = name.and_then(|name| users.named(&name));
+                let whose = user.and_then(|user| authorize(&users, &user, authzid).map(|acting| (user, acting)));
+                match &whose {
+                    Some((user, acting)) => {
+                        let whose = (user, acting.as_ref().unwrap_or(user), mechanism, epoch);
+                        sasl_answer(Status::Ok, false, Some(whose), &[], None, to);
+                    }
+                    None => sasl_answer(Status::Denied, false, None, &[], None, to),
+                }
             }
             Question::Recipient { address } => recipient(&users, address, to),
             Question::Sender { identity, address } => {
@@ -275,7 +290,8 @@ pub fn temporary(question: &Question<'_>, to: &mut Vec<u8>) {
         Question::VerifyPassword { .. }
         | Question::FetchKey { .. }
         | Question::VerifyExternal { .. }
-        | Question::VerifyToken { .. } => {
+        | Question::VerifyToken { .. }
+        | Question::Asserted { .. } => {
             sasl_answer(Status::Temporary, false, None, &[], None, to);
         }
         Question::Recipient { .. } => Answer::Recipient { status: 2, mailbox: "" }.encode(to),

@@ -355,6 +355,7 @@ impl Peer {
             | Question::FetchKey { client_ip, .. }
             | Question::VerifyExternal { client_ip, .. }
             | Question::VerifyToken { client_ip, .. }
+            | Question::Asserted { client_ip, .. }
                 if directory.is_heavy(&question) =>
             {
                 let pool = match (&question, &mut pools.tokens) {

@@ -246,6 +246,11 @@ impl Host for TurnHost<'_> {
     fn perform(&mut self, effect: Effect<'_>) -> Option<Outcome> {
         match effect {
             Effect::Sasl { mechanism, effect } => self.sasl(mechanism, effect),
+            Effect::Asserted { mechanism, authcid, authzid } => {
+                self.local.secret = true;
+                let (listener, client_ip, mechanism) = (&*self.port.listener.name, self.peer.ip, mechanism.as_str());
+                self.ask(&Question::Asserted { listener, client_ip, mechanism, authcid, authzid }, Asked::Asserted)
+            }
             Effect::Recipient { address } => {
                 if let Some(mailbox) = self.local.addresses.mailbox(address, self.local.watch.epoch()) {
                     let mailbox = mailbox.into();

@@ -51,6 +51,8 @@ pub enum Asked {
     External,
     /// A bearer token.
     Token,
+    /// Whom a mechanism has proven by itself.
+    Asserted,
     /// A mailbox.
     Recipient(Box<str>),
     /// A sender's right.
@@ -61,7 +63,7 @@ impl Asked {
     /// The answer when there is none.
     pub fn temporary(&self) -> Outcome {
         match self {
-            Self::Password(_) | Self::Key | Self::External | Self::Token => {
+            Self::Password(_) | Self::Key | Self::External | Self::Token | Self::Asserted => {
                 Outcome::Sasl(sasl_outcome(Status::Temporary))
             }
             Self::Recipient(_) => Outcome::Recipient(RecipientOutcome::Temporary),
@@ -234,7 +236,7 @@ impl Questions {
             }
             (
                 Answer::Sasl { status, doomed, account, identity, data, scram },
-                Asked::Key | Asked::External | Asked::Token,
+                Asked::Key | Asked::External | Asked::Token | Asked::Asserted,
             ) => Outcome::Sasl(sasl_answer(status, doomed, account, identity, data, scram)),
             (Answer::Recipient { status, mailbox }, Asked::Recipient(address)) => Outcome::Recipient(match status {
                 0 => {
@@ -330,6 +332,9 @@ fn octets_max(question: &Question<'_>) -> usize {
             }
             Question::VerifyToken { listener, mechanism, authzid, token, .. } => {
                 listener.len() + mechanism.len() + authzid.len() + token.len()
+            }
+            Question::Asserted { listener, mechanism, authcid, authzid, .. } => {
+                listener.len() + mechanism.len() + authcid.len() + authzid.len()
             }
             Question::Recipient { address } => address.len(),
             Question::Sender { identity, address } => identity.len() + address.len(),

@@ -71,6 +71,19 @@ pub enum Question<'a> {
         /// The token.
         token: &'a [u8],
     },
+    /// Who is it that a mechanism has proven by itself?
+    Asserted {
+        /// Listener's name in the configuration.
+        listener: &'a str,
+        /// The client.
+        client_ip: IpAddr,
+        /// SASL name.
+        mechanism: &'a str,
+        /// Who it says it is.
+        authcid: &'a [u8],
+        /// Whom they want to act as; empty: themselves.
+        authzid: &'a [u8],
+    },
     /// Does this mailbox exist?
     Recipient {
         /// `local@domain`, or `postmaster`.
@@ -124,8 +137,8 @@ impl<'a> CertificateFields<'a> {
 /// What the directory says. No `Debug`: it may hold a key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// To [`Question::VerifyPassword`], [`Question::FetchKey`], [`Question::VerifyExternal`] and
-    /// [`Question::VerifyToken`].
+    /// To [`Question::VerifyPassword`], [`Question::FetchKey`], [`Question::VerifyExternal`],
+    /// [`Question::VerifyToken`] and [`Question::Asserted`].
     Sasl {
         /// `sasl::Status` as a number.
         status: u8,
@@ -219,6 +232,14 @@ impl<'a> Question<'a> {
                 to.put_bytes(authzid);
                 to.put_bytes(token);
             }
+            Self::Asserted { listener, client_ip, mechanism, authcid, authzid } => {
+                to.put_u8(6);
+                to.put_str(listener);
+                to.put_ip(*client_ip);
+                to.put_str(mechanism);
+                to.put_bytes(authcid);
+                to.put_bytes(authzid);
+            }
             Self::Recipient { address } => {
                 to.put_u8(2);
                 to.put_str(address);
@@ -267,6 +288,13 @@ impl<'a> Question<'a> {
                 mechanism: from.str()?,
                 authzid: from.bytes()?,
                 token: from.bytes()?,
+            },
+            6 => Self::Asserted {
+                listener: from.str()?,
+                client_ip: from.ip()?,
+                mechanism: from.str()?,
+                authcid: from.bytes()?,
+                authzid: from.bytes()?,
             },
             _ => return Err(BadPacket::Value("question")),
         };
@@ -402,6 +430,13 @@ mod tests {
                 mechanism: "OAUTHBEARER",
                 authzid: b"alice@demo.test",
                 token: b"a-._~+/0==",
+            },
+            Question::Asserted {
+                listener: "submission",
+                client_ip: "192.0.2.7".parse().unwrap(),
+                mechanism: "GSSAPI",
+                authcid: b"alice@demo.test",
+                authzid: b"",
             },
             Question::Recipient { address: "alice@demo.test" },
             Question::Sender { identity: "alice@demo.test", address: "sales@demo.test" },

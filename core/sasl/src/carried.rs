@@ -5,7 +5,8 @@ use crate::{ChannelBinding, Effect, EffectKind, FailureClass, KeyKind, Proof, Se
 /// A [`Step`] as numbers and octets, numbered as in the plugin ABI.
 #[derive(Clone, Copy)]
 pub struct Flat<'a> {
-    /// 1 challenge, 2 success, 3 failure, 4 offload, 16 and above: an [`EffectKind`].
+    /// 1 challenge, 2 success, 3 failure, 4 offload, 16 and above: an [`EffectKind`]; 5, which is no action of the
+    /// ABI: a success that the mechanism itself asserts.
     pub action: u32,
     /// Proof of a success, class of a failure, kind of key or channel binding.
     pub arg: u32,
@@ -27,6 +28,9 @@ impl<'a> From<&Step<'a>> for Flat<'a> {
                 Flat { last: data.is_some(), ..flat(3, class as u32, [data.unwrap_or_default(), diagnosis, b""]) }
             }
             Step::Offload => flat(4, 0, [b""; 3]),
+            Step::Asserted { authcid, authzid, data } => {
+                Flat { last: data.is_some(), ..flat(5, 0, [data.unwrap_or_default(), authcid, authzid]) }
+            }
             Step::Effect(effect) => {
                 let (arg, parts) = match effect {
                     Effect::VerifyPassword { authcid, authzid, password } => (0, [password, authcid, authzid]),
@@ -52,6 +56,7 @@ impl<'a> Flat<'a> {
             2 => Step::Success { proof: Proof(self.arg), data: last },
             3 => Step::Failure { class: FailureClass::from_abi(self.arg)?, data: last, diagnosis: second },
             4 => Step::Offload,
+            5 => Step::Asserted { authcid: second, authzid, data: last },
             effect => Step::Effect(match EffectKind::from_abi(effect)? {
                 EffectKind::VerifyPassword => Effect::VerifyPassword { authcid: second, authzid, password: data },
                 EffectKind::FetchKey => {
@@ -84,7 +89,7 @@ impl OwnedStep {
             Step::Offload => false,
             Step::Effect(effect) => traits.needs & effect.kind().need() != 0,
             Step::Challenge(data) => data.len() <= traits.output_octets_max,
-            Step::Success { data, .. } | Step::Failure { data, .. } => {
+            Step::Success { data, .. } | Step::Asserted { data, .. } | Step::Failure { data, .. } => {
                 data.is_none_or(|data| data.len() <= traits.output_octets_max)
             }
         };
@@ -145,6 +150,9 @@ mod tests {
         let success = Step::Success { proof: Proof(3), data: Some(b"v=x") };
         let owned = OwnedStep::new(Flat::from(&success), &traits()).unwrap();
         assert!(matches!(owned.step(), Step::Success { proof: Proof(3), data: Some(b"v=x") }));
+        let asserted = Step::Asserted { authcid: b"alice", authzid: b"", data: None };
+        let owned = OwnedStep::new(Flat::from(&asserted), &traits()).unwrap();
+        assert!(matches!(owned.step(), Step::Asserted { authcid: b"alice", authzid: b"", data: None }));
         let owned = OwnedStep::failure(FailureClass::Temporary, "gone");
         let Step::Failure { class: FailureClass::Temporary, data: None, diagnosis: b"gone" } = owned.step() else {
             panic!()

@@ -5,6 +5,7 @@
 //!                                                                   ├─ Challenge  send it, wait for the client
 //!                                                                   ├─ Effect     the host performs it, then Event::Outcome
 //!                                                                   ├─ Success    names the effect that proved the identity
+//!                                                                   ├─ Asserted   says itself who it is; needs consent
 //!                                                                   └─ Failure    one of a closed set of classes
 //! ```
 //!
@@ -414,6 +415,16 @@ pub enum Step<'a> {
         /// From the [`Outcome`] that proved the identity.
         proof: Proof,
         /// Final data (SCRAM's `v=…`); the host sends it as one last challenge.
+        data: Option<&'a [u8]>,
+    },
+    /// The mechanism has proven by itself who the client is ([`flag::SELF_ASSERTS`]): nothing that the host could
+    /// look up proves it. Whether there is such a user is the host's to find out.
+    Asserted {
+        /// Who it is.
+        authcid: &'a [u8],
+        /// Whom to act as; empty when not asked for.
+        authzid: &'a [u8],
+        /// Final data, as in [`Step::Success`].
         data: Option<&'a [u8]>,
     },
     /// The exchange is over.

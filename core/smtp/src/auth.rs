@@ -69,6 +69,8 @@ enum Wait {
     Dismissal(Verdict),
     /// The outcome of this effect.
     Effect(EffectKind),
+    /// Who it is that the mechanism has proven by itself. `data`: it has sent final data.
+    Asserted { data: bool },
     /// The answer of a mechanism that runs in another process.
     Step,
     /// The delay before a refusal is told.
@@ -119,6 +121,7 @@ enum Decision {
     Pending(EffectKind),
     Outcome(EffectKind, SaslOutcome),
     Success { proof: Proof, data: bool },
+    Asserted { data: bool },
     Failure { class: FailureClass, data: bool },
 }
 
@@ -212,7 +215,7 @@ impl Authentication {
 
     /// Whether input must wait.
     pub(crate) fn is_pending(&self) -> bool {
-        matches!(self.wait, Wait::Effect(_) | Wait::Step | Wait::Delay(_))
+        matches!(self.wait, Wait::Effect(_) | Wait::Asserted { .. } | Wait::Step | Wait::Delay(_))
     }
 
     /// Whether it has used the connection's channel binding.
@@ -235,7 +238,7 @@ impl Authentication {
                 self.refuse(Verdict::new(&reply::BAD_BASE64, "acknowledgement", FULL_FAILURE), b"", cx)
             }
             Wait::Dismissal(verdict) => self.refuse(verdict, b"", cx),
-            Wait::Response | Wait::Effect(_) | Wait::Step | Wait::Delay(_) => {
+            Wait::Response | Wait::Effect(_) | Wait::Asserted { .. } | Wait::Step | Wait::Delay(_) => {
                 let Some(mechanism) = self.mechanism.clone() else { return self.internal(b"no mechanism", cx) };
                 match decode(line, &*mechanism, &mut self.message) {
                     Ok(()) => self.run(Cause::Message, cx),
@@ -255,6 +258,7 @@ impl Authentication {
         match (std::mem::take(&mut self.wait), outcome) {
             (Wait::Delay(Verdict { reply, weight, .. }), _) => Progress::Over { reply, weight },
             (Wait::Effect(kind), Outcome::Sasl(outcome)) => self.run(Cause::Outcome(kind, outcome), cx),
+            (Wait::Asserted { data }, Outcome::Sasl(outcome)) => self.known(outcome, data, cx),
             (Wait::Step, Outcome::Step(answer)) => self.run(Cause::Answer(answer), cx),
             // The answer to another question than the one that was asked is no answer.
             _ => self.internal(b"mismatched outcome", cx),
@@ -292,6 +296,7 @@ impl Authentication {
                 }
                 Decision::Outcome(kind, outcome) => cause = Cause::Outcome(kind, outcome),
                 Decision::Success { proof, data } => return self.proven(proof, data, cx),
+                Decision::Asserted { data } => return self.asserted(&*mechanism, data, cx),
                 Decision::Failure { class, data } => {
                     let verdict = verdict(class);
                     if data {
@@ -395,6 +400,14 @@ impl Authentication {
                 }
                 Decision::Success { proof, data: data.is_some() }
             }
+            Step::Asserted { authcid: c, authzid: z, data } => {
+                c.clone_into(authcid);
+                z.clone_into(authzid);
+                if let Some(data) = data {
+                    write_challenge(data, cx.out);
+                }
+                Decision::Asserted { data: data.is_some() }
+            }
             Step::Failure { class, data, diagnosis: words } => {
                 diagnosis.extend(words.iter().take(DIAGNOSIS_OCTETS_MAX));
                 if let Some(data) = data {
@@ -404,6 +417,39 @@ impl Authentication {
             }
             // Mechanisms that must leave the event loop are refused when they are loaded.
             Step::Offload => Decision::Failure { class: FailureClass::Internal, data: false },
+        }
+    }
+
+    /// The mechanism says itself who this is. From here on it is like any proof: the directory knows whether there
+    /// is such a user, and whom they may act as.
+    fn asserted(&mut self, mechanism: &dyn Mechanism, data: bool, cx: &mut Context<'_>) -> Progress {
+        const UNPERMITTED: Verdict = Verdict::new(&reply::BAD_CREDENTIALS, "unpermitted assertion", FULL_FAILURE);
+        // The flag is there only when the mechanism declares it and the operator has consented.
+        if mechanism.traits().flags & flag::SELF_ASSERTS == 0 {
+            mechanism.quarantine();
+            return self.judged(Err(UNPERMITTED), data, cx);
+        }
+        let effect = Effect::Asserted { mechanism: mechanism.name(), authcid: &self.authcid, authzid: &self.authzid };
+        match cx.host.perform(effect) {
+            Some(Outcome::Sasl(outcome)) => self.known(outcome, data, cx),
+            None => {
+                self.wait = Wait::Asserted { data };
+                Progress::Pending
+            }
+            Some(_) => self.internal(b"mismatched outcome", cx),
+        }
+    }
+
+    /// The directory knows whom the mechanism has named, or that there is no such user.
+    fn known(&mut self, outcome: SaslOutcome, data: bool, cx: &mut Context<'_>) -> Progress {
+        let SaslOutcome { status, doomed, identity, account, .. } = outcome;
+        match status {
+            Status::Ok => {
+                self.ledger.push(Entry { doomed, identity, account });
+                self.proven(Proof(self.ledger.len() as u32), data, cx)
+            }
+            Status::Denied => self.judged(Err(verdict(FailureClass::Credentials)), data, cx),
+            _ => self.judged(Err(verdict(FailureClass::Temporary)), data, cx),
         }
     }
 
@@ -436,6 +482,11 @@ impl Authentication {
                 if itself { Ok(Arc::clone(identity)) } else { Err(Verdict { reason: "authorization", ..CREDENTIALS }) }
             }
         };
+        self.judged(verdict, data, cx)
+    }
+
+    /// Tells the client, after its answer to the final data where there was some.
+    fn judged(&mut self, verdict: Result<Arc<Identity>, Verdict>, data: bool, cx: &mut Context<'_>) -> Progress {
         match (verdict, data) {
             (Ok(identity), false) => self.succeed(identity, cx),
             (Ok(identity), true) => {

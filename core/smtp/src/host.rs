@@ -113,6 +113,15 @@ pub enum Effect<'a> {
         /// What it asks.
         effect: sasl::Effect<'a>,
     },
+    /// Who is it that a mechanism has proven by itself, and may they act as `authzid`?
+    Asserted {
+        /// The mechanism's name.
+        mechanism: &'a sasl::MechanismName,
+        /// Who it says it is.
+        authcid: &'a [u8],
+        /// Whom they want to act as; empty: themselves.
+        authzid: &'a [u8],
+    },
     /// Does this mailbox exist in a local domain, and whose is it?
     Recipient {
         /// `local@domain`, or `postmaster` alone; domain in lower case.
@@ -141,7 +150,7 @@ pub enum Effect<'a> {
 
 /// How an effect ended.
 pub enum Outcome {
-    /// Of [`Effect::Sasl`].
+    /// Of [`Effect::Sasl`] and [`Effect::Asserted`].
     Sasl(SaslOutcome),
     /// Of [`Host::step`].
     Step(sasl::OwnedStep),

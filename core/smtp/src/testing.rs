@@ -119,7 +119,7 @@ impl World {
 impl Host for Sink {
     fn perform(&mut self, effect: Effect<'_>) -> Option<Outcome> {
         Some(match effect {
-            Effect::Sasl { .. } => Outcome::Sasl(SaslOutcome {
+            Effect::Sasl { .. } | Effect::Asserted { .. } => Outcome::Sasl(SaslOutcome {
                 status: sasl::Status::Denied,
                 doomed: true,
                 identity: None,

@@ -449,6 +449,15 @@ impl<'a> Cx<'a> {
         Ok(Done { handle: proof.0, ..self.last(action::SUCCESS) })
     }
 
+    /// Ends well with an identity that this mechanism has proven by itself: only for one that declares
+    /// `SELF_ASSERTS`, and only where the operator consents. `authzid` is whom to act as, empty when not asked for. The
+    /// host finds out whether there is such a user and what it may do. Say what has to reach the client as
+    /// [`Cx::challenge`] first: an assertion has no final data.
+    pub fn assert_identity(self, authcid: Part, authzid: Part) -> Result<Done, Bad> {
+        let flags = out_flag::SELF_ASSERTED;
+        Ok(Done { flags, authcid: authcid.0, authzid: authzid.0, ..self.done(action::SUCCESS) })
+    }
+
     /// Ends well without an identity, on purpose: only for a mechanism that declares `ANONYMOUS`, and only where
     /// the operator grants it. The client's message is its trace text.
     pub fn succeed_anonymously(self) -> Result<Done, Bad> {
@@ -460,7 +469,7 @@ impl<'a> Cx<'a> {
         Ok(Done { arg: bad.class, ..self.last(action::FAIL) })
     }
 
-    /// Asks to be called again with [`Event::Resume`] away from the event loop. Needs `MAY_OFFLOAD`.
+    /// Asks to be called again with [`Event::Resume`] where nobody waits for it. Needs `MAY_OFFLOAD`.
     pub fn offload(self) -> Result<Done, Bad> {
         Ok(self.done(action::OFFLOAD))
     }

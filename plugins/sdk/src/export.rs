@@ -196,7 +196,26 @@ const fn write_note(to: &mut [u8], about: About, metas: &[Meta]) -> usize {
         at = put(to, at, b"]");
         m += 1;
     }
-    put(to, at, b"}}")
+    at = put(to, at, b"},\"self_asserts\":[");
+    at = write_names(to, at, metas, mech_flag::SELF_ASSERTS);
+    at = put(to, at, b"],\"offloads\":[");
+    at = write_names(to, at, metas, mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD);
+    put(to, at, b"]}")
+}
+
+/// The names of the mechanisms with one of `flags`, as elements of an array.
+const fn write_names(to: &mut [u8], mut at: usize, metas: &[Meta], flags: u32) -> usize {
+    let (mut m, mut count) = (0, 0);
+    while m < metas.len() {
+        if metas[m].flags & flags != 0 {
+            at = put(to, at, if count == 0 { b"\"" } else { b",\"" });
+            at = put(to, at, metas[m].name.to_bytes());
+            at = put(to, at, b"\"");
+            count += 1;
+        }
+        m += 1;
+    }
+    at
 }
 
 const fn put(to: &mut [u8], mut at: usize, octets: &[u8]) -> usize {

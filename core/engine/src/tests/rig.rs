@@ -435,6 +435,7 @@ fn answer<'a>(question: &Question<'a>) -> (String, Option<Answer<'a>>) {
             (format!("password {}", text(authcid)), Some(answer))
         }
         Question::FetchKey { authcid, .. } => (format!("key {}", text(authcid)), None),
+        Question::Asserted { authcid, .. } => (format!("asserted {}", text(authcid)), None),
         Question::VerifyExternal { authzid, .. } => (format!("external {}", text(authzid)), None),
         Question::VerifyToken { authzid, .. } => (format!("token {}", text(authzid)), None),
         Question::Recipient { address } => {

@@ -205,6 +205,7 @@ impl Host for World {
                     account: Default::default(),
                 })
             }
+            Effect::Asserted { .. } => unreachable!("no mechanism here asserts anything"),
             Effect::Recipient { .. } => Outcome::Recipient(RecipientOutcome::Unknown),
             Effect::Sender { .. } => Outcome::Sender(Permission::Granted),
             Effect::Commit { envelope, .. } => {
