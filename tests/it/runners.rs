@@ -16,10 +16,10 @@ use crate::mechanisms::cram_md5;
 use crate::server::{Options, PATIENCE, Server, output, root};
 
 /// A client in clear, in a network that may log in so.
-struct Client(BufReader<TcpStream>);
+pub struct Client(BufReader<TcpStream>);
 
 impl Client {
-    fn connect(address: SocketAddr) -> Self {
+    pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("a server");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let mut client = Self(BufReader::new(stream));
@@ -43,12 +43,16 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, line: &str) -> String {
+    pub fn ask(&mut self, line: &str) -> String {
         self.say(line);
         self.reply()
     }
 
-    fn auth(&mut self, mechanism: &str, initial: &str) -> String {
+    pub fn auth(&mut self, mechanism: &str, initial: &str) -> String {
+        self.auth_octets(mechanism, initial.as_bytes())
+    }
+
+    pub fn auth_octets(&mut self, mechanism: &str, initial: &[u8]) -> String {
         self.ask(&format!("AUTH {mechanism} {}", STANDARD.encode(initial)))
     }
 
@@ -120,13 +124,13 @@ fn start_with(id: &str, mechanism: &str, terms: &str, install: impl FnOnce(&Path
     Faulty { server, folder }
 }
 
-fn status(server: &Server) -> serde_json::Value {
+pub fn status(server: &Server) -> serde_json::Value {
     let (status, text) = output(&mut server.command(&["status", "--json"]));
     assert!(status.success(), "{text}");
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-fn reload(server: &Server) {
+pub fn reload(server: &Server) {
     let (status, text) = output(&mut server.command(&["reload"]));
     assert!(status.success(), "{text}\n{}", server.log());
 }
@@ -135,7 +139,7 @@ fn hosts(server: &Server) -> usize {
     server.processes().get("mechanism-host").map_or(0, Vec::len)
 }
 
-fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < until, "waited in vain for {what}");

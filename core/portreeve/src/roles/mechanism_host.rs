@@ -75,8 +75,8 @@ fn start(startup: &mut Startup) -> Result<Host, String> {
         let terms = Terms { process: true, self_asserts: config.plugins.self_asserts(&library.id) };
         registry.load(&library.id, library.library, &origin, terms).map_err(|error| error.to_string())?;
     }
-    let host =
-        Host::new(registry, |name| config.settings(name.as_str()).to_owned(), pool).map_err(|error| error.to_string())?;
+    let host = Host::new(registry, |name| config.settings(name.as_str()).to_owned(), pool)
+        .map_err(|error| error.to_string())?;
     sys::end_after_ms(0);
     // Whatever the library did to signals while it was opened ends here.
     sys::default_signals();
