@@ -68,16 +68,16 @@ impl Pool {
         Ok(Self(shared))
     }
 
-    /// Gives a step to the next thread that is free; the exchange comes back at once when too many wait.
-    pub(crate) fn take(&self, job: Job) -> Result<(), Exchange> {
+    /// Gives a step to the next thread that is free; `false` when too many wait: the exchange is over then.
+    pub(crate) fn take(&self, job: Job) -> bool {
         let mut queue = self.0.lock();
         if queue.waiting.len() >= WAITING_MAX {
-            return Err(job.exchange);
+            return false;
         }
         queue.waiting.push_back(job);
         drop(queue);
         self.0.more.notify_one();
-        Ok(())
+        true
     }
 
     /// Takes a step back that no thread has begun; `None`: one has.

@@ -139,7 +139,13 @@ impl Registry {
         let (json, entries) = flatten(settings).map_err(wrong)?;
         let bound = Bound::new(&loaded.library, index, &json, &entries).map_err(wrong)?;
         let gate = Gate::new(self.complain.clone());
-        Ok(Arc::new(Inline::new(*name, declared.traits.clone(), bound, has(mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD), gate)))
+        Ok(Arc::new(Inline::new(
+            *name,
+            declared.traits.clone(),
+            bound,
+            has(mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD),
+            gate,
+        )))
     }
 
     /// What is loaded.

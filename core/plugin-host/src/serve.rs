@@ -83,11 +83,7 @@ struct Away {
 impl Host {
     /// Makes every mechanism of the loaded libraries ready, with settings that `settings` has for its name. One that
     /// is not believed ([`Unfit::SelfAsserts`]) is left out, with a word to the log.
-    pub fn new(
-        registry: Registry,
-        settings: impl Fn(&MechanismName) -> String,
-        pool: Pool,
-    ) -> Result<Self, LoadError> {
+    pub fn new(registry: Registry, settings: impl Fn(&MechanismName) -> String, pool: Pool) -> Result<Self, LoadError> {
         let mut mechanisms = HashMap::new();
         let listed = registry.list();
         let (mut described, mut words) = (Vec::new(), Vec::new());
@@ -252,9 +248,7 @@ impl Host {
         let offload = exchange.traits().flags & flag::OFFLOAD_ALL != 0;
         let answer = self.answer.buffer();
         answer.clear();
-        if !offload
-            && let Stepped::Answered = exchange.step(step, false, self.scratch.buffer(), answer)
-        {
+        if !offload && let Stepped::Answered = exchange.step(step, false, self.scratch.buffer(), answer) {
             return peer.answer(question, &mut self.answer);
         }
         self.send_away(peer, question, step.exchange, payload, !offload);
@@ -267,15 +261,12 @@ impl Host {
         let Some(Place::Here(state)) = peer.exchanges.insert(exchange, Place::Away(ticket)) else { return };
         let mut step = Secret::default();
         step.set(payload);
-        match self.pool.take(Job { ticket, exchange: state, step, resume }) {
-            Ok(()) => {
-                let away = Away { peer: peer.number, exchange, question, since: Instant::now() };
-                self.away.insert(ticket, away);
-            }
-            Err(state) => {
-                peer.exchanges.insert(exchange, Place::Here(state));
-                peer.refuse(question, FailureClass::Temporary, b"too many steps wait for a thread");
-            }
+        if self.pool.take(Job { ticket, exchange: state, step, resume }) {
+            self.away.insert(ticket, Away { peer: peer.number, exchange, question, since: Instant::now() });
+        } else {
+            peer.exchanges.remove(&exchange);
+            self.exchanges -= 1;
+            peer.refuse(question, FailureClass::Temporary, b"too many steps wait for a thread");
         }
     }
 
