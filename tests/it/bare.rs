@@ -47,6 +47,7 @@ pub fn listener(role: Role) -> Listener {
         chunking: true,
         smtputf8: true,
         data_loss: false,
+        anonymous: false,
         policy: Box::new(RolePolicy::new(policy::Settings {
             role,
             domains: vec![DOMAIN.to_owned()],

@@ -14,7 +14,7 @@ use crate::server::{Options, PATIENCE, Server};
 use crate::wire::{Wire, tls_with};
 
 /// The sample client: it talks to a terminal, in base64.
-struct Sample {
+pub struct Sample {
     child: Child,
     stdin: ChildStdin,
     output: Receiver<Vec<u8>>,
@@ -25,7 +25,7 @@ struct Sample {
 }
 
 impl Sample {
-    fn start(mechanism: &str, user: &str, password: &str, more: &[&str]) -> Self {
+    pub fn start(mechanism: &str, user: &str, password: &str, more: &[&str]) -> Self {
         // Without a terminal of its own it reads the password from its input.
         let mut command = Command::new("setsid");
         command.args(["-w", "stdbuf", "-o0", "sasl-sample-client", "-l", "-n", "mx.demo.test", "-s", "smtp"]);
@@ -93,7 +93,11 @@ impl Drop for Sample {
 
 /// Logs in; the last reply of the server, and what the client made of it.
 fn log_in(wire: &mut Wire, mechanism: &str, user: &str, password: &str, more: &[&str]) -> String {
-    let mut client = Sample::start(mechanism, user, password, more);
+    converse(wire, mechanism, Sample::start(mechanism, user, password, more))
+}
+
+/// Carries what the two say to each other.
+pub fn converse(wire: &mut Wire, mechanism: &str, mut client: Sample) -> String {
     client.tell(mechanism.as_bytes());
     let first = client.next().unwrap_or_else(|| panic!("{mechanism}: {}", client.said));
     // The name, and behind a NUL the initial response if there is one.

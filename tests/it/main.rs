@@ -18,6 +18,7 @@ mod load;
 mod mechanisms;
 mod model;
 mod next_hops;
+mod offers;
 mod pass_through;
 mod replies;
 mod runners;

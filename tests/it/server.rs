@@ -273,6 +273,11 @@ impl Server {
         (self.ip, self.ports[2]).into()
     }
 
+    /// Whether its listeners were given this line.
+    pub fn options_have(&self, line: &str) -> bool {
+        self.options.listener.contains(line)
+    }
+
     /// What the program has written so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()

@@ -1,5 +1,6 @@
 //! What a session asks of its engine, performed: from a cache, by the directory, by the spool, by the wheel.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -349,6 +350,11 @@ impl Host for TurnHost<'_> {
                 let per_minute = config.messages_per_minute;
                 self.local.watch.may_begin() && (exempt || limits.charge(Rate::Message, subject, per_minute, now_ms))
             }
+            Charge::AnonymousMessage => {
+                // Apart from what the same place does by name.
+                let subject = Subject::Account(self.shared.account(format!("\0anonymous {}", place(ip)).as_bytes()));
+                exempt || limits.charge(Rate::Message, subject, config.anonymous_per_minute, now_ms)
+            }
             Charge::Recipient => {
                 exempt || limits.charge(Rate::Recipient, subject, config.recipients_per_minute, now_ms)
             }
@@ -395,6 +401,19 @@ impl Host for TurnHost<'_> {
                 }
                 watch.tell(&event, ms);
             }
+            Note::Anonymous { mechanism, trace } => {
+                watch.add(Counter::AuthOk, 1);
+                let event = Event::audit("login", unix_ms)
+                    .session(self.id.0)
+                    .word("listener", &*self.port.listener.name)
+                    .word("client", self.peer.ip.to_string())
+                    .word("mechanism", mechanism)
+                    .word("class", "anonymous")
+                    .untrusted("trace", trace)
+                    .number("code", 235)
+                    .word("reason", "ok");
+                watch.tell(&event, ms);
+            }
             Note::Accepted { id, octets, recipients, reverse_path } => {
                 watch.add(Counter::MessagesAccepted, 1);
                 watch.add(Counter::MessageOctets, octets);
@@ -413,6 +432,14 @@ impl Host for TurnHost<'_> {
             Note::Aborted { .. } => watch.add(Counter::MessagesAborted, 1),
             Note::StarttlsTrailing { octets } => watch.add(Counter::StarttlsTrailingOctets, octets as u64),
         }
+    }
+}
+
+/// An IPv4 address, or the /64 of an IPv6 one: whoever has one of its addresses has all.
+fn place(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !0 << 64)),
+        v4 => v4,
     }
 }
 

@@ -1132,6 +1132,8 @@ impl Shard {
         }
         if let Some(identity) = slot.session.identity() {
             event = event.word("identity", identity.name.to_string());
+        } else if slot.session.is_anonymous() {
+            event = event.word("class", "anonymous");
         }
         let watch = &mut self.local.watch;
         watch.tell(&event, now.ms);

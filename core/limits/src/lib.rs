@@ -53,6 +53,8 @@ pub struct Config {
     pub auth_per_minute: u32,
     /// Messages per minute of one account, or of one prefix where nobody has logged in.
     pub messages_per_minute: u32,
+    /// Messages of anonymous sessions of one prefix.
+    pub anonymous_per_minute: u32,
     /// Recipients per minute of one account, or of one prefix where nobody has logged in.
     pub recipients_per_minute: u32,
 }
@@ -67,6 +69,7 @@ impl Config {
             connections_per_minute: 0,
             auth_per_minute: 30,
             messages_per_minute: 0,
+            anonymous_per_minute: 0,
             recipients_per_minute: 0,
         }
     }

@@ -4,6 +4,7 @@
 //!               sender                         recipient, local domain     recipient, elsewhere
 //! mx            anybody                        ask the directory           the authenticated, else 550 5.7.1
 //! submission(s) owned by the identity (or <>)  ask the directory           permitted (they are authenticated)
+//! anonymous     not of a local domain          ask the directory           550 5.7.1: nobody is no relay's friend
 //! ```
 //!
 //! What only the directory knows (does the mailbox exist, has somebody been given further rights since the
@@ -57,6 +58,11 @@ impl RolePolicy {
         self.settings.domains.binary_search_by(|local| local.as_str().cmp(domain)).is_ok()
     }
 
+    /// Somebody without a name may say that they are anybody, except for those whom we know.
+    fn foreign(&self, address: &str, denied: &'static smtp::Reply) -> Verdict {
+        if self.is_local(path::split(address).1) { Verdict::Refuse(denied) } else { Verdict::Permit }
+    }
+
     /// A domain of one label is nobody's on the Internet; only what is configured as local passes.
     fn is_qualified(&self, domain: &str) -> bool {
         path::is_qualified(domain) || self.is_local(domain)
@@ -96,6 +102,9 @@ impl Policy for RolePolicy {
         if !self.is_qualified(path::split(sender).1) {
             return Verdict::Refuse(&reply::UNQUALIFIED_SENDER);
         }
+        if facts.anonymous {
+            return self.foreign(sender, &reply::SENDER_NOT_OWNED);
+        }
         owned(facts, sender, self.settings.sender_envelope, &reply::SENDER_NOT_OWNED)
     }
 
@@ -123,6 +132,9 @@ impl Policy for RolePolicy {
     fn header_from(&self, facts: &Facts<'_>, address: &str) -> Verdict {
         if !self.settings.role.is_submission() {
             return Verdict::Permit;
+        }
+        if facts.anonymous {
+            return self.foreign(address, &reply::FROM_NOT_OWNED);
         }
         owned(facts, address, self.settings.sender_header, &reply::FROM_NOT_OWNED)
     }

@@ -47,8 +47,29 @@ fn recipients() {
         // Where AUTH is not required of everybody, relaying still is only for those who have proven who they are.
         (Role::Submission, Recipients::Directory, None, "x@far.example", "relay.denied"),
     ] {
-        let facts = Facts { role, identity: who, peer: &PEER, tls: true };
+        let facts = Facts { role, identity: who, anonymous: false, peer: &PEER, tls: true };
         assert_eq!(text(policy(role, known).rcpt(&facts, &Envelope::default(), to)), expect, "{role:?} {to}");
+    }
+}
+
+/// Nobody may say that they are anybody but one of us, and reaches one of us only.
+#[test]
+fn somebody_anonymous() {
+    let policy = policy(Role::Submission, Recipients::Directory);
+    let facts = Facts { role: Role::Submission, identity: None, anonymous: true, peer: &PEER, tls: true };
+    for (from, expect, author) in [
+        (None, "permit", None),
+        (Some("x@far.example"), "permit", Some("permit")),
+        (Some("alice@demo.test"), "mail.not-owned", Some("from.not-owned")),
+        (Some("nobody@demo.test"), "mail.not-owned", Some("from.not-owned")),
+    ] {
+        assert_eq!(text(policy.mail(&facts, from)), expect, "{from:?}");
+        if let (Some(from), Some(expect)) = (from, author) {
+            assert_eq!(text(policy.header_from(&facts, from)), expect, "{from}");
+        }
+    }
+    for (to, expect) in [("x@demo.test", "ask"), ("x@far.example", "relay.denied"), ("postmaster", "ask")] {
+        assert_eq!(text(policy.rcpt(&facts, &Envelope::default(), to)), expect, "{to}");
     }
 }
 
@@ -65,7 +86,7 @@ fn senders() {
         (&[], Some("x@far.example"), "ask"),
     ] {
         let alice = identity(senders);
-        let facts = Facts { role: Role::Submission, identity: Some(&alice), peer: &PEER, tls: true };
+        let facts = Facts { role: Role::Submission, identity: Some(&alice), anonymous: false, peer: &PEER, tls: true };
         let policy = policy(Role::Submission, Recipients::Directory);
         assert_eq!(text(policy.mail(&facts, from)), expect, "{senders:?} {from:?}");
         if let (Some(from), false) = (from, expect == "mail.unqualified") {

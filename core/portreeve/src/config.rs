@@ -112,6 +112,8 @@ pub struct Listener {
     pub any_recipient: bool,
     /// Whether AUTH is offered.
     pub auth: AuthOffer,
+    /// Whether somebody may log in as nobody.
+    pub anonymous: bool,
     /// Mechanism names, strongest first.
     pub mechanisms: Vec<String>,
     /// 530 before TLS.
@@ -346,6 +348,10 @@ pub struct Limits {
     pub message_rate: u32,
     /// Recipients of a client or user.
     pub recipient_rate: u32,
+    /// Messages of anonymous sessions of a client.
+    pub anonymous_rate: u32,
+    /// Largest message of an anonymous session.
+    pub anonymous_size: u64,
     /// Failed logins of a session.
     pub auth_failures: u8,
     /// AUTH line, octets.
@@ -585,6 +591,8 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             auth_rate: top.rate("limits.auth_rate"),
             message_rate: top.rate("limits.message_rate"),
             recipient_rate: top.rate("limits.recipient_rate"),
+            anonymous_rate: top.rate("limits.anonymous_rate"),
+            anonymous_size: top.count("limits.anonymous_size"),
             auth_failures: top.count("limits.auth_failures"),
             sasl_line_octets_max: top.count("limits.sasl.line_octets_max"),
         },
@@ -764,6 +772,7 @@ fn listener(
             "off" => AuthOffer::Off,
             _ => AuthOffer::AfterTls,
         },
+        anonymous: read.word("listener[].anonymous") == "local",
         mechanisms: read.words("listener[].mechanisms"),
         require_tls: read.flag("listener[].require_tls"),
         require_auth: read.flag("listener[].require_auth"),
@@ -1160,6 +1169,28 @@ fn about_listener(config: &Config, index: usize, listener: &Listener, report: &m
             "is empty, but AUTH is offered",
             "write [\"PLAIN\", \"LOGIN\"], or auth = \"off\"",
         );
+    }
+    let anonymous = listener.mechanisms.iter().position(|name| name == "ANONYMOUS");
+    match (listener.anonymous, anonymous) {
+        (true, Some(_)) => report.warning(
+            span("listener[].anonymous"),
+            "listener.anonymous",
+            "whoever connects may leave mail for local users under any foreign name",
+            "take it out unless that is what this listener is for",
+        ),
+        (true, None) => report.warning(
+            span("listener[].anonymous"),
+            "listener.anonymous",
+            "means nothing: no mechanism here is anonymous",
+            "add \"ANONYMOUS\" to mechanisms and \"legacy\" to plugins.load, or take it out",
+        ),
+        (false, Some(at)) if listener.auth != AuthOffer::Off => report.warning(
+            Some(listener.written.element("listener[].mechanisms", at)),
+            "listener.mechanisms",
+            "ANONYMOUS is offered to nobody: the listener does not permit it",
+            "write anonymous = \"local\", or take it out",
+        ),
+        _ => {}
     }
     for (at, network) in listener.cleartext_auth_nets.iter().enumerate() {
         if network.prefix_len() == 0 {

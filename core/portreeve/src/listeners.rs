@@ -35,6 +35,7 @@ pub fn build(
             offered.push(mechanism);
         }
     }
+    strongest_first(&mut offered);
     let limits = &config.limits;
     Ok(Listener {
         name: listener.name.clone(),
@@ -44,11 +45,13 @@ pub fn build(
         require_tls: listener.require_tls,
         require_auth: listener.require_auth,
         auth: listener.auth,
+        anonymous: listener.anonymous,
         mechanisms: offered,
         limits: Limits {
             line_octets_max: limits.max_line,
             sasl_line_octets_max: limits.sasl_line_octets_max,
             message_octets_max: listener.max_size,
+            anonymous_octets_max: limits.anonymous_size,
             recipients_max: listener.max_rcpt,
             messages_max: limits.max_messages,
             errors_max: limits.max_errors,
@@ -75,4 +78,19 @@ pub fn build(
             sender_header: listener.identity_header,
         })),
     })
+}
+
+/// Clients take the first that they know (RFC 4954 §3 leaves the order to us). What runs in another process says
+/// how strong it is later: it stays behind the one that the operator wrote before it.
+fn strongest_first(mechanisms: &mut Vec<Arc<dyn sasl::Mechanism>>) {
+    let mut strength = u32::MAX;
+    let mut keyed: Vec<_> = std::mem::take(mechanisms)
+        .into_iter()
+        .map(|mechanism| {
+            strength = if mechanism.runner().is_none() { mechanism.traits().strength } else { strength };
+            (std::cmp::Reverse(strength), mechanism)
+        })
+        .collect();
+    keyed.sort_by_key(|(strength, _)| *strength);
+    mechanisms.extend(keyed.into_iter().map(|(_, mechanism)| mechanism));
 }

@@ -368,6 +368,16 @@ pub const OPTIONS: &[Opt] = &[
         example: "[\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]",
     },
     Opt {
+        path: "listener[].anonymous",
+        kind: Kind::Choice(&["off", "local"]),
+        default: Default::Is("\"off\""),
+        reload: Reload::Command,
+        help: "What a client may do that logs in as nobody (ANONYMOUS, RFC 4505, in the library `legacy`). `local`: leave \
+               mail for local users, from addresses of other domains; never relay. Bounds: `limits.anonymous_rate` and \
+               `limits.anonymous_size`. What the client says about itself is logged and proves nothing.",
+        example: "\"local\"",
+    },
+    Opt {
         path: "listener[].require_tls",
         kind: Kind::Flag,
         default: Default::ByRole { mx: "false", submission: "true", submissions: "true" },
@@ -1078,6 +1088,22 @@ pub const OPTIONS: &[Opt] = &[
         reload: Reload::Command,
         help: "Recipients of one client or user; more get 450 4.7.1.",
         example: "\"200/min\"",
+    },
+    Opt {
+        path: "limits.anonymous_rate",
+        kind: Kind::Rate,
+        default: Default::Is("\"10/min\""),
+        reload: Reload::Command,
+        help: "Messages of anonymous sessions of one client address (IPv6: /64), beside `message_rate`.",
+        example: "\"2/min\"",
+    },
+    Opt {
+        path: "limits.anonymous_size",
+        kind: Kind::Octets { min: 64 * KIB, max: GIB },
+        default: Default::Is("\"1MiB\""),
+        reload: Reload::Command,
+        help: "Largest message of an anonymous session.",
+        example: "\"256KiB\"",
     },
     Opt {
         path: "limits.auth_failures",

@@ -101,6 +101,8 @@ pub(crate) enum Progress {
     Over { reply: &'static Reply, weight: u8 },
     /// Over: the login succeeded.
     Success(Arc<Identity>),
+    /// Over: the client is nobody, and that is enough here (RFC 4505).
+    Anonymous,
 }
 
 /// Why the mechanism is stepped.
@@ -133,6 +135,7 @@ pub(crate) fn is_offered(mechanism: &dyn Mechanism, cx: &Context<'_>) -> bool {
     cx.listener.auth != AuthOffer::Off
         && mechanism.is_available()
         && (cx.tls.is_some() || in_clear)
+        && (flags & flag::ANONYMOUS == 0 || cx.listener.anonymous)
         && (flags & flag::NEEDS_CERT == 0 || certificate)
         && (flags & flag::CHANNEL_BIND == 0 || cx.tls.is_some_and(|tls| tls.channel_bindings != 0))
 }
@@ -457,6 +460,13 @@ impl Authentication {
     fn proven(&mut self, proof: Proof, data: bool, cx: &mut Context<'_>) -> Progress {
         const CREDENTIALS: Verdict = Verdict::new(&reply::BAD_CREDENTIALS, "credentials", FULL_FAILURE);
         let entry = (proof.0 as usize).checked_sub(1).and_then(|at| self.ledger.get(at));
+        let anonymous = self.mechanism.as_ref().is_some_and(|it| it.traits().flags & flag::ANONYMOUS != 0);
+        if anonymous && proof.0 == 0 && !data && cx.listener.anonymous {
+            let mechanism = self.mechanism.as_ref().map_or("", |mechanism| mechanism.name().as_str());
+            // RFC 4505 §3: the text is for the log.
+            cx.host.note(Note::Anonymous { mechanism, trace: self.message.expose() });
+            return Progress::Anonymous;
+        }
         let needs_binding = self.mechanism.as_ref().is_some_and(|it| it.traits().flags & flag::CHANNEL_BIND != 0);
         let verdict = match entry {
             None => Err(Verdict { reason: "unproven success", ..CREDENTIALS }),

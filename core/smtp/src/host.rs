@@ -283,6 +283,8 @@ pub enum Charge<'a> {
     },
     /// A MAIL command.
     Message,
+    /// A MAIL command of somebody anonymous, on top of that.
+    AnonymousMessage,
     /// An accepted recipient.
     Recipient,
 }
@@ -321,6 +323,13 @@ pub enum Note<'a> {
         reason: &'static str,
         /// Mechanism's own words, untrusted; for the log only.
         diagnosis: &'a [u8],
+    },
+    /// Somebody has logged in as nobody (RFC 4505).
+    Anonymous {
+        /// Mechanism.
+        mechanism: &'a str,
+        /// The trace text that they left: untrusted, and proof of nothing.
+        trace: &'a [u8],
     },
     /// A message was accepted.
     Accepted {

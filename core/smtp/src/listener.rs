@@ -87,6 +87,8 @@ pub struct Limits {
     pub sasl_line_octets_max: usize,
     /// Message, octets.
     pub message_octets_max: u64,
+    /// Message of somebody anonymous, octets.
+    pub anonymous_octets_max: u64,
     /// Recipients of a message.
     pub recipients_max: u32,
     /// Text of all addresses of a message, octets.
@@ -111,6 +113,7 @@ impl Default for Limits {
             line_octets_max: 2048,
             sasl_line_octets_max: 24_576,
             message_octets_max: 50 << 20,
+            anonymous_octets_max: 1 << 20,
             recipients_max: 1000,
             envelope_octets_max: 256 << 10,
             messages_max: 1000,
@@ -139,6 +142,8 @@ pub struct Listener {
     pub require_auth: bool,
     /// When AUTH is offered.
     pub auth: AuthOffer,
+    /// Whether somebody may say that they prove nothing (RFC 4505), and leave mail for local users then.
+    pub anonymous: bool,
     /// Mechanisms that may be offered, strongest first.
     pub mechanisms: Vec<Arc<dyn sasl::Mechanism>>,
     /// Bounds.

@@ -23,6 +23,8 @@ pub struct Facts<'a> {
     pub role: Role,
     /// Who the client has proven to be.
     pub identity: Option<&'a Identity>,
+    /// The client has logged in as nobody (RFC 4505): the class `anonymous`.
+    pub anonymous: bool,
     /// Who is at the other end.
     pub peer: &'a Peer,
     /// Inside TLS.

@@ -45,6 +45,8 @@ pub struct Session {
     idle_commands: u8,
     /// In units of half a failed login.
     auth_failures: u8,
+    /// Logged in as nobody: there is no identity, and none will be (RFC 4505).
+    anonymous: bool,
     /// An exchange with channel binding has failed: no other may begin here (RFC 9266 §4.1).
     binding_spent: bool,
 }
@@ -169,6 +171,7 @@ impl Session {
         Self {
             state: State::Ready,
             identity: None,
+            anonymous: false,
             name: None,
             swallow_left: 0,
             swallowed: 0,
@@ -193,6 +196,11 @@ impl Session {
     /// Who the client has proven to be.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.identity.as_ref()
+    }
+
+    /// Whether the client has logged in as nobody.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous
     }
 
     /// What the client called itself, as sent; untrusted.
@@ -284,7 +292,7 @@ impl Session {
         self.state = State::Ready;
         self.hello = Hello::None;
         self.name = None;
-        self.identity = None;
+        (self.identity, self.anonymous) = (None, false);
         (self.scanned, self.skip) = (0, Skip::No);
     }
 
@@ -481,6 +489,21 @@ impl Session {
         }
     }
 
+    /// Whether it has been through AUTH.
+    fn is_admitted(&self) -> bool {
+        self.identity.is_some() || self.anonymous
+    }
+
+    /// The largest message that may come now.
+    fn octets_max(&self, cx: &Context<'_>) -> u64 {
+        let limits = &cx.listener.limits;
+        let own = match &self.identity {
+            Some(identity) => identity.message_octets_max,
+            None => self.anonymous.then_some(limits.anonymous_octets_max),
+        };
+        own.unwrap_or(u64::MAX).min(limits.message_octets_max)
+    }
+
     /// What stands against a command before its arguments are looked at: PROTOCOL §2.9, first row that fits.
     fn precedence(&self, verb: Verb, cx: &Context<'_>) -> Option<&'static Reply> {
         let (row, listener) = (verb.row(), cx.listener);
@@ -496,7 +519,7 @@ impl Session {
             Some(&reply::NOT_OFFERED)
         } else if row.needs_tls && listener.require_tls && in_clear {
             Some(&reply::TLS_FIRST)
-        } else if row.needs_auth && listener.require_auth && self.identity.is_none() {
+        } else if row.needs_auth && listener.require_auth && !self.is_admitted() {
             Some(&reply::AUTH_FIRST)
         } else if verb == Verb::Bdat && !listener.chunking {
             Some(&reply::NOT_OFFERED)
@@ -549,8 +572,7 @@ impl Session {
         cx.out.extend_from_slice(b"250-");
         cx.out.extend_from_slice(listener.hostname.as_bytes());
         cx.out.extend_from_slice(b"\r\n250-PIPELINING\r\n250-SIZE ");
-        let own = self.identity.as_ref().and_then(|identity| identity.message_octets_max);
-        let size = own.unwrap_or(u64::MAX).min(listener.limits.message_octets_max);
+        let size = self.octets_max(cx);
         use std::io::Write;
         // Writing to a Vec cannot fail.
         let _ = write!(cx.out, "{size}");
@@ -582,7 +604,7 @@ impl Session {
     }
 
     fn starttls(&mut self, args: &[u8], more: bool, cx: &mut Context<'_>) {
-        if cx.tls.is_some() || self.identity.is_some() {
+        if cx.tls.is_some() || self.is_admitted() {
             return self.reply(&reply::STARTTLS_ORDER, cx);
         }
         if !args.is_empty() {
@@ -602,7 +624,7 @@ impl Session {
 
     fn auth(&mut self, args: &[u8], more: bool, cx: &mut Context<'_>) {
         let refused = cx.host.charge(Charge::AuthAttempt) == Allowance::Refuse;
-        if self.hello != Hello::Ehlo || self.identity.is_some() || !matches!(self.state, State::Ready) {
+        if self.hello != Hello::Ehlo || self.is_admitted() || !matches!(self.state, State::Ready) {
             return self.reply(&reply::AUTH_ORDER, cx);
         }
         if refused {
@@ -644,6 +666,10 @@ impl Session {
                 (self.auth_failures, self.errors) = (0, 0);
                 (&reply::AUTHENTICATED, 0)
             }
+            Progress::Anonymous => {
+                self.anonymous = true;
+                (&reply::AUTHENTICATED, 0)
+            }
         };
         self.binding_spent |= exchange.is_bound();
         exchange.recycle(cx);
@@ -660,7 +686,13 @@ impl Session {
     // ---------------------------------------------------------------------------------- MAIL and RCPT
 
     fn facts<'a>(&'a self, cx: &'a Context<'_>) -> Facts<'a> {
-        Facts { role: cx.listener.role, identity: self.identity.as_deref(), peer: cx.peer, tls: cx.tls.is_some() }
+        Facts {
+            role: cx.listener.role,
+            identity: self.identity.as_deref(),
+            anonymous: self.anonymous,
+            peer: cx.peer,
+            tls: cx.tls.is_some(),
+        }
     }
 
     fn mail(&mut self, args: &[u8], cx: &mut Context<'_>) {
@@ -708,8 +740,7 @@ impl Session {
         if params.smtputf8 && !cx.listener.smtputf8 {
             return Err(&reply::UNKNOWN_PARAMETER);
         }
-        let own = self.identity.as_ref().and_then(|identity| identity.message_octets_max);
-        transaction.octets_max = own.unwrap_or(u64::MAX).min(limits.message_octets_max);
+        transaction.octets_max = self.octets_max(cx);
         if params.size.is_some_and(|size| size > transaction.octets_max) {
             return Err(&reply::TOO_BIG);
         }
@@ -730,7 +761,8 @@ impl Session {
         if let Some(auth) = params.auth {
             self.read_auth_param(auth, transaction, cx)?;
         }
-        if cx.host.charge(Charge::Message) == Allowance::Refuse {
+        let refused = self.anonymous && cx.host.charge(Charge::AnonymousMessage) == Allowance::Refuse;
+        if refused || cx.host.charge(Charge::Message) == Allowance::Refuse {
             return Err(&reply::MAIL_RATE);
         }
         let sender = mailbox.map(|_| &transaction.address[..]);

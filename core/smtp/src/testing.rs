@@ -50,6 +50,7 @@ pub fn listener(role: Role) -> Listener {
         chunking: true,
         smtputf8: true,
         data_loss: false,
+        anonymous: false,
         policy: Box::new(Anything),
     }
 }

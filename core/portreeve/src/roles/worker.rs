@@ -396,6 +396,7 @@ fn limits_of(config: &Config, index: usize, listener: &Listener) -> limits::Conf
         connections_per_minute: limits.connect_rate,
         auth_per_minute: limits.auth_rate,
         messages_per_minute: limits.message_rate,
+        anonymous_per_minute: limits.anonymous_rate,
         recipients_per_minute: limits.recipient_rate,
     }
 }
