@@ -60,8 +60,8 @@ fn somebody_anonymous() {
     for (from, expect, author) in [
         (None, "permit", None),
         (Some("x@far.example"), "permit", Some("permit")),
-        (Some("alice@demo.test"), "mail.not-owned", Some("from.not-owned")),
-        (Some("nobody@demo.test"), "mail.not-owned", Some("from.not-owned")),
+        (Some("alice@demo.test"), "sender.denied", Some("from.denied")),
+        (Some("nobody@demo.test"), "sender.denied", Some("from.denied")),
     ] {
         assert_eq!(text(policy.mail(&facts, from)), expect, "{from:?}");
         if let (Some(from), Some(expect)) = (from, author) {
