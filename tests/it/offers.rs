@@ -86,7 +86,8 @@ fn only_what_this_connection_could_use_and_the_strongest_first() {
     let tls = |version| Connection { tls: Some(version), certificate: false };
     let certified = Connection { tls: Some(&TLS13), certificate: true };
     // Options of all listeners, tables, connection, what it is offered in which order.
-    let rows: Vec<(String, &str, Vec<(Connection, String)>)> = vec![
+    type Row = (String, &'static str, Vec<(Connection, String)>);
+    let rows: Vec<Row> = vec![
         (
             String::new(),
             "",
