@@ -23,6 +23,18 @@ pub enum Place {
     Unix(PathBuf),
     /// A host name or address, and a port.
     Tcp(String, u16),
+    /// A host at an address that was looked up already.
+    Found(String, SocketAddr),
+}
+
+impl Place {
+    /// As hosts are called in reports and certificates.
+    pub(crate) fn host(&self) -> &str {
+        match self {
+            Self::Tcp(host, _) | Self::Found(host, _) => host,
+            Self::Unix(_) => "localhost",
+        }
+    }
 }
 
 impl std::fmt::Display for Place {
@@ -31,6 +43,7 @@ impl std::fmt::Display for Place {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Found(host, address) => write!(f, "{host}[{}]:{}", address.ip(), address.port()),
         }
     }
 }
@@ -104,22 +117,23 @@ pub(crate) fn connect(
     patience: Duration,
     is_own: &dyn Fn(SocketAddr, SocketAddr) -> bool,
 ) -> Result<Wire, String> {
-    let (host, port) = match place {
+    let addresses: Vec<SocketAddr> = match place {
         Place::Unix(path) => {
             return UnixStream::connect(path).map(Wire::Unix).map_err(|error| format!("connect: {error}"));
         }
-        Place::Tcp(host, port) => (host.as_str(), *port),
+        Place::Tcp(host, port) => {
+            let found = (host.as_str(), *port).to_socket_addrs().map_err(|error| format!("{host}: {error}"))?;
+            found.take(ADDRESSES_MAX).collect()
+        }
+        Place::Found(_, address) => vec![*address],
     };
-    let addresses = (host, port).to_socket_addrs().map_err(|error| format!("{host}: {error}"))?;
-    let mut trouble = format!("{host}: has no address");
-    for address in addresses.take(ADDRESSES_MAX) {
+    let mut trouble = format!("{}: has no address", place.host());
+    for address in addresses {
         match TcpStream::connect_timeout(&address, patience.min(CONNECT_PATIENCE_MAX)) {
             Ok(stream) => {
                 let local = stream.local_addr().map_err(|error| error.to_string())?;
                 if is_own(local, address) {
-                    return Err(format!(
-                        "{address} is this server itself: mail would go round; mend `to` of the route"
-                    ));
+                    return Err(format!("{address} is this server itself: mail would go round; mend the route"));
                 }
                 let _ = stream.set_nodelay(true);
                 return Ok(Wire::Tcp(stream));

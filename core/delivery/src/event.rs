@@ -77,6 +77,13 @@ pub enum Event<'a> {
         /// Why.
         reason: &'a str,
     },
+    /// A domain's MTA-STS policy could not be fetched or kept.
+    Policy {
+        /// The domain.
+        domain: &'a str,
+        /// Why, and what follows.
+        reason: &'a str,
+    },
     /// The spool has something to say.
     Spool(&'a spool::Notice),
     /// A link from a worker broke or said what it should not.
@@ -112,6 +119,7 @@ impl fmt::Display for Event<'_> {
             }
             Self::Removed { id } => write!(f, "{id}: removed by the operator"),
             Self::Stuck { id, reason } => write!(f, "{id}: stays in the spool: {reason}"),
+            Self::Policy { domain, reason } => write!(f, "MTA-STS policy of {domain}: {reason}"),
             Self::Spool(notice) => notice.fmt(f),
             Self::Link { reason } => write!(f, "link from a worker: {reason}"),
         }

@@ -14,7 +14,7 @@
 //! - What fails for good, or for too long, is told to the sender (RFC 3464), when the sender is one that we know
 //!   (`notice.rs`); other mail that is refused for good stays in the queue until its time is over.
 //! - Routes are chosen by the recipient's domain; a new kind of route is an implementation of [`Route`]:
-//!   [`Maildir`], [`NextHops`] (SMTP and LMTP), [`Discard`].
+//!   [`Maildir`], [`NextHops`] (SMTP and LMTP), `MxRoute` (direct delivery), [`Discard`].
 //! - A next hop that stalls holds its own connections and their threads, nobody else's; one that does not answer
 //!   is left alone for a while by all messages together.
 //! - [`Handle::queue`] is the operator's view of what waits, and hand in it.
@@ -40,6 +40,8 @@
 mod connection;
 mod event;
 pub mod maildir;
+#[cfg(feature = "mx")]
+mod mx;
 mod next_hop;
 mod notice;
 mod pass;
@@ -51,10 +53,12 @@ mod service;
 pub use connection::Place;
 pub use event::{Event, Events};
 pub use maildir::{BadTemplate, LineEnd, Maildir};
-pub use next_hop::{HopSettings, NextHops, Security};
+#[cfg(feature = "mx")]
+pub use mx::{MxRoute, MxSettings, StsSettings, fuzz_mx};
+pub use next_hop::{HopSettings, IdleRoom, NextHops, Security};
 pub use queue::{Answer, Entry, EntryState, Filter, Request, Summary, WaitingRecipient};
 pub use retry::Retry;
-pub use route::{Discard, Mail, Route, Routes, Trouble, Verdict};
+pub use route::{Destination, Discard, Mail, Route, Routes, Trouble, Verdict};
 pub use service::{Handle, Service, Settings, Stats};
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -22,7 +23,7 @@ use tls::ClientTls;
 
 use crate::connection::{Begin, Connection, Ending, Place, connect};
 use crate::retry::Retry;
-use crate::route::{Mail, Route, Trouble, Verdict};
+use crate::route::{Destination, Mail, Route, Trouble, Verdict};
 
 /// Whether TLS is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,33 @@ pub struct HopSettings {
     pub own: Vec<SocketAddr>,
     /// Clients wait for the next hop's answer; nothing is kept meanwhile.
     pub pass_through: bool,
+    /// Connections that may stay open unused.
+    pub idle: IdleRoom,
+}
+
+/// How many connections may stay open between messages, of one route or of several that share it.
+#[derive(Clone)]
+pub struct IdleRoom(Arc<AtomicUsize>);
+
+impl IdleRoom {
+    /// For so many.
+    pub fn new(connections: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(connections)))
+    }
+
+    fn take(&self) -> Option<IdlePlace> {
+        let less = |left: usize| left.checked_sub(1);
+        self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).ok().map(|_| IdlePlace(self.0.clone()))
+    }
+}
+
+/// One connection's part of an [`IdleRoom`], given back when dropped.
+struct IdlePlace(Arc<AtomicUsize>);
+
+impl Drop for IdlePlace {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// A route to next hops.
@@ -87,19 +115,21 @@ struct Hop {
     failures: u32,
     /// Not before; with what happened last.
     down: Option<(Instant, Trouble)>,
-    idle: Vec<Connection>,
+    idle: Vec<(Connection, IdlePlace)>,
 }
 
 /// Idle connections are kept so long. Servers end them after five minutes at the least (RFC 5321 §4.5.3.2.7),
 /// but many are in a hurry.
 const IDLE_MAX: Duration = Duration::from_secs(20);
 
-/// How a message fared on one connection.
-enum Fared {
+/// How a message fared with one next hop.
+pub(crate) enum Fared {
     /// Decided for this attempt.
     Over(Vec<Verdict>),
-    /// The connection ended and nothing was settled: another one may be tried.
+    /// Nothing was settled: another next hop may be tried.
     Lost(Trouble),
+    /// Nothing was tried: it did not answer others a moment ago. So long it is left alone.
+    Down(Duration, Trouble),
 }
 
 impl NextHops {
@@ -127,12 +157,10 @@ impl NextHops {
         })
     }
 
-    fn is_own(&self, local: SocketAddr, peer: SocketAddr) -> bool {
-        let same_host = local.ip() == peer.ip();
-        self.settings
-            .own
-            .iter()
-            .any(|own| own.port() == peer.port() && (own.ip() == peer.ip() || (own.ip().is_unspecified() && same_host)))
+    /// Ends when its caller does.
+    pub(crate) fn ends_with(mut self, ending: &Ending) -> Self {
+        self.ending = ending.clone();
+        self
     }
 
     /// Next hops that may be tried now, in order; otherwise when, and what happened last. One that has failed
@@ -183,7 +211,7 @@ impl NextHops {
 
     fn take_idle(&self, at: usize) -> Option<Connection> {
         loop {
-            let mut connection = self.state.lock().hops.get_mut(at)?.idle.pop()?;
+            let (mut connection, _) = self.state.lock().hops.get_mut(at)?.idle.pop()?;
             if connection.idle_since.elapsed() < IDLE_MAX && connection.is_alive() {
                 return Some(connection);
             }
@@ -191,15 +219,11 @@ impl NextHops {
     }
 
     fn open(&self, place: &Place, cut: Option<Instant>) -> Result<Connection, Trouble> {
-        let host: &str = match place {
-            Place::Tcp(host, _) => host,
-            Place::Unix(_) => "localhost",
-        };
-        let name = self.settings.tls_name.as_deref().unwrap_or(host);
+        let name = self.settings.tls_name.as_deref().unwrap_or(place.host());
         let wire = || {
             let left = cut.map_or(Duration::MAX, |cut| cut.saturating_duration_since(Instant::now()));
             let patience = self.settings.patience.min(left.max(Duration::from_millis(1)));
-            connect(place, patience, &|local, peer| self.is_own(local, peer)).map_err(|why| {
+            connect(place, patience, &|local, peer| is_own(&self.settings.own, local, peer)).map_err(|why| {
                 let status = if why.contains("this server itself") { 6 } else { 1 };
                 Trouble::own(Enhanced::new(4, 4, status), format!("{place}: {why}"))
             })
@@ -262,7 +286,7 @@ impl NextHops {
                 RecipientResult::Taken(_) if self.settings.protocol == Protocol::Lmtp && !notifies => {
                     Verdict::Delivered
                 }
-                RecipientResult::Taken(_) => Verdict::Relayed { host: host_of(place), notifies },
+                RecipientResult::Taken(_) => Verdict::Relayed { host: place.host().into(), notifies },
                 RecipientResult::Failed(failure) if failure.is_permanent() => {
                     Verdict::Never(trouble(place, &failure, 5))
                 }
@@ -273,13 +297,14 @@ impl NextHops {
             })
             .collect();
         match connection.client().failure() {
-            None => {
-                if let Some(hop) = self.state.lock().hops.get_mut(at)
-                    && hop.idle.len() < self.settings.connections
-                {
-                    hop.idle.push(connection);
+            None => match self.settings.idle.take() {
+                Some(room) => {
+                    if let Some(hop) = self.state.lock().hops.get_mut(at) {
+                        hop.idle.push((connection, room));
+                    }
                 }
-            }
+                None => connection.quit(),
+            },
             Some(failure) => {
                 let unsettled = verdicts.iter().all(|verdict| matches!(verdict, Verdict::Later(_)));
                 // After the end of the message nobody knows whether it was taken: another hop would make a twin.
@@ -289,6 +314,42 @@ impl NextHops {
             }
         }
         Fared::Over(verdicts)
+    }
+
+    /// With the only next hop that there is; its caller has more of them, and counts connections.
+    pub(crate) fn attempt_only(&self, mail: &Mail<'_>, to: &[Recipient<'_>]) -> Fared {
+        match (self.choose(), self.settings.places.first()) {
+            (Ok(_), Some(place)) => self.attempt_at(0, place, mail, to),
+            (Ok(_), None) => Fared::Lost(Trouble::own(Enhanced::new(4, 4, 0), "route has no next hop")),
+            (Err((wait, trouble)), _) => Fared::Down(wait, trouble),
+        }
+    }
+
+    /// Whether nothing would be lost without it: nobody waits for this next hop, and no connection is open.
+    pub(crate) fn is_forgettable(&self) -> bool {
+        let now = Instant::now();
+        let down = |hop: &Hop| hop.down.as_ref().is_some_and(|(until, _)| *until > now);
+        self.state.lock().hops.iter().all(|hop| hop.idle.is_empty() && !down(hop))
+    }
+
+    fn attempt_at(&self, at: usize, place: &Place, mail: &Mail<'_>, to: &[Recipient<'_>]) -> Fared {
+        if self.ending.has_begun() {
+            return Fared::Over(vec![Verdict::later("delivery ends; tried again after its start"); to.len()]);
+        }
+        while let Some(connection) = self.take_idle(at) {
+            if let Fared::Over(verdicts) = self.transact(at, place, connection, mail, to) {
+                return Fared::Over(verdicts);
+            }
+        }
+        let fared = match self.open(place, mail.until()) {
+            Ok(connection) => self.transact(at, place, connection, mail, to),
+            Err(trouble) => Fared::Lost(trouble),
+        };
+        match &fared {
+            Fared::Lost(trouble) => self.fails(at, trouble),
+            _ => self.works(at),
+        }
+        fared
     }
 
     fn attempt(&self, mail: &Mail<'_>, to: &[Recipient<'_>]) -> Vec<Verdict> {
@@ -302,30 +363,9 @@ impl NextHops {
             if mail.until().is_some_and(|until| Instant::now() >= until) {
                 break;
             }
-            if self.ending.has_begun() {
-                return vec![Verdict::later("delivery ends; tried again after its start"); to.len()];
-            }
-            while let Some(connection) = self.take_idle(at) {
-                if let Fared::Over(verdicts) = self.transact(at, place, connection, mail, to) {
-                    return verdicts;
-                }
-            }
-            let fared = match self.open(place, mail.until()) {
-                Ok(connection) => {
-                    let fared = self.transact(at, place, connection, mail, to);
-                    if matches!(fared, Fared::Over(_)) {
-                        self.works(at);
-                    }
-                    fared
-                }
-                Err(trouble) => Fared::Lost(trouble),
-            };
-            match fared {
+            match self.attempt_at(at, place, mail, to) {
                 Fared::Over(verdicts) => return verdicts,
-                Fared::Lost(trouble) => {
-                    self.fails(at, &trouble);
-                    last = Some(trouble);
-                }
+                Fared::Lost(trouble) | Fared::Down(_, trouble) => last = Some(trouble),
             }
         }
         let last = last.unwrap_or_else(|| Trouble::own(Enhanced::new(4, 4, 1), "no next hop could be tried"));
@@ -333,11 +373,11 @@ impl NextHops {
     }
 }
 
-fn host_of(place: &Place) -> Box<str> {
-    match place {
-        Place::Tcp(host, _) => host.as_str().into(),
-        Place::Unix(_) => "localhost".into(),
-    }
+/// Whether a connection from `local` to `peer` reaches one of our listeners.
+pub(crate) fn is_own(own: &[SocketAddr], local: SocketAddr, peer: SocketAddr) -> bool {
+    let same_host = local.ip() == peer.ip();
+    own.iter()
+        .any(|own| own.port() == peer.port() && (own.ip() == peer.ip() || (own.ip().is_unspecified() && same_host)))
 }
 
 fn trouble(place: &Place, failure: &Failure<'_>, class: u8) -> Trouble {
@@ -348,7 +388,7 @@ fn trouble(place: &Place, failure: &Failure<'_>, class: u8) -> Trouble {
     Trouble {
         status: Enhanced { class, ..failure.status() },
         text: format!("{place}: {failure}"),
-        remote: Some(host_of(place)),
+        remote: Some(place.host().into()),
         said,
     }
 }
@@ -378,7 +418,7 @@ impl Route for NextHops {
                 // A message of the queue comes again by itself; a client is here now.
                 let waits = mail.until().filter(|_| !self.ending.has_begun());
                 if waits.is_none_or(|until| self.freed.wait_until(&mut state, until).timed_out()) {
-                    return vec![Verdict::Busy; recipients.len()];
+                    return vec![Verdict::Busy(Destination::default()); recipients.len()];
                 }
             }
             state.in_use += 1;
@@ -408,7 +448,7 @@ impl Route for NextHops {
         self.settings.pass_through
     }
 
-    fn room(&self) -> usize {
+    fn room(&self, _: Destination) -> usize {
         self.settings.connections.saturating_sub(self.state.lock().in_use)
     }
 
@@ -427,7 +467,8 @@ impl Route for NextHops {
             state
                 .hops
                 .iter_mut()
-                .flat_map(|hop| hop.idle.extract_if(.., |idle| idle.idle_since.elapsed() >= IDLE_MAX))
+                .flat_map(|hop| hop.idle.extract_if(.., |(idle, _)| idle.idle_since.elapsed() >= IDLE_MAX))
+                .map(|(idle, _)| idle)
                 .collect()
         };
         old.into_iter().for_each(Connection::quit);
@@ -437,6 +478,6 @@ impl Route for NextHops {
 impl Drop for NextHops {
     fn drop(&mut self) {
         let idle = self.state.get_mut().hops.iter_mut().flat_map(|hop| std::mem::take(&mut hop.idle));
-        idle.for_each(Connection::quit);
+        idle.for_each(|(connection, _)| connection.quit());
     }
 }

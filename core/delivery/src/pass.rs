@@ -29,7 +29,7 @@ use spool::{Entry, Handed, Message, Trouble as SpoolTrouble};
 
 use crate::event::Event;
 use crate::notice::Postbox;
-use crate::route::{Mail, Routes, Trouble, Verdict};
+use crate::route::{Destination, Mail, Routes, Trouble, Verdict};
 use crate::service::{Attempted, End, Shared, conclude};
 
 /// Messages whose clients wait.
@@ -117,7 +117,9 @@ impl Passing {
         loop {
             let now = Instant::now();
             let over = state.over;
-            let room = |place: Option<usize>| place.and_then(|place| routes.get(place)).is_none_or(|to| to.room() > 0);
+            let room = |place: Option<usize>| {
+                place.and_then(|place| routes.get(place)).is_none_or(|to| to.room(Destination::default()) > 0)
+            };
             let may = |asked: &Asked| over || asked.until <= now || room(asked.first);
             if let Some(at) = state.asked.iter().position(may) {
                 return state.asked.remove(at);
@@ -250,7 +252,7 @@ fn pass(shared: &Arc<Shared>, asked: &Asked) -> Reply {
         let mut verdicts = route.deliver(&mail, &recipients).into_iter();
         for &&(index, recipient, place) in &here {
             let verdict = match verdicts.next() {
-                Some(Verdict::Busy) => {
+                Some(Verdict::Busy(_)) => {
                     let text = "every connection to its next hop is in use";
                     Verdict::Later(Trouble::own(Enhanced::new(4, 3, 2), text))
                 }
@@ -365,7 +367,7 @@ mod tests {
             ),
             (Verdict::Later(own(4)), "451 4.4.1 Next hop cannot take it now; please try again later"),
             (Verdict::Never(own(5)), "554 5.4.1 Next hop cannot take this message"),
-            (Verdict::Busy, "451 4.3.2 Too busy; please try again later"),
+            (Verdict::Busy(Destination::default()), "451 4.3.2 Too busy; please try again later"),
         ] {
             let reply = Reply::refusal(&verdict);
             assert_eq!(format!("{} {}", reply.code, reply.text), expect);

@@ -217,7 +217,7 @@ impl Service {
     fn retry_now(&mut self, key: MessageKey) -> bool {
         let Some(waiting) = self.waiting.get_mut(&key) else { return false };
         match waiting.next {
-            Next::At(_) | Next::Parked(_) => {
+            Next::At(_) | Next::Parked(..) => {
                 waiting.next = Next::Ready;
                 self.ready.push_back(key);
             }
@@ -248,7 +248,7 @@ impl Service {
             state: match waiting.next {
                 Next::Trying | Next::Ready => EntryState::Trying,
                 Next::At(at) => EntryState::Waiting(at.saturating_duration_since(Instant::now()).as_secs()),
-                Next::Parked(_) => EntryState::Queued,
+                Next::Parked(..) => EntryState::Queued,
                 Next::Held => EntryState::Held,
             },
             recipients: waiting
@@ -292,7 +292,7 @@ impl Service {
                 // With a thread: counted below.
                 Next::Trying => {}
                 Next::At(_) => summary.waiting += 1,
-                Next::Parked(_) => summary.queued += 1,
+                Next::Parked(..) => summary.queued += 1,
                 Next::Held => summary.held += 1,
             }
             summary.octets += waiting.octets;

@@ -76,11 +76,15 @@ pub enum Verdict {
     Later(Trouble),
     /// Trying again will not help.
     Never(Trouble),
-    /// Nothing was tried: every connection that this route may have is in use.
-    Busy,
+    /// Nothing was tried: every connection that this route may have to this destination is in use.
+    Busy(Destination),
     /// Nothing was tried: this route's next hops did not answer others a moment ago. So long must pass.
     Postponed(Duration, Trouble),
 }
+
+/// What a route counts its connections by; its own affair. A route that counts them all together has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Destination(pub u64);
 
 impl Verdict {
     /// Not now, for a reason of this host.
@@ -128,8 +132,8 @@ pub trait Route: Send + Sync {
         false
     }
 
-    /// Attempts that may begin now; with none, `deliver` says [`Verdict::Busy`].
-    fn room(&self) -> usize {
+    /// Attempts that may begin now; with none, `deliver` says [`Verdict::Busy`] with this destination.
+    fn room(&self, _: Destination) -> usize {
         usize::MAX
     }
 

@@ -26,7 +26,7 @@ use crate::notice::{self, Fate, NotTold, Postbox};
 use crate::pass::{self, Passing};
 use crate::queue::{Answer, Held, Request};
 use crate::retry::Retry;
-use crate::route::{Mail, Routes, Trouble, Verdict};
+use crate::route::{Destination, Mail, Routes, Trouble, Verdict};
 
 /// How delivery works.
 pub struct Settings {
@@ -83,8 +83,8 @@ pub struct Service {
     due: BinaryHeap<Reverse<(Instant, MessageKey)>>,
     /// To be tried as soon as a thread is free.
     pub(crate) ready: VecDeque<MessageKey>,
-    /// By route: messages that wait for one of its connections.
-    parked: HashMap<usize, VecDeque<MessageKey>>,
+    /// By route and destination: messages that wait for a connection there.
+    parked: HashMap<(usize, Destination), VecDeque<MessageKey>>,
     pub(crate) held: Held,
     pub(crate) in_flight: usize,
     spare: Vec<Message>,
@@ -112,8 +112,8 @@ pub(crate) enum Next {
     Trying,
     /// It is tried at this time.
     At(Instant),
-    /// It waits for a connection of this route.
-    Parked(usize),
+    /// It waits for a connection of this route to this destination.
+    Parked(usize, Destination),
     /// It is tried as soon as a thread is free.
     Ready,
     /// Nothing, until the operator says so.
@@ -182,8 +182,8 @@ pub(crate) struct Attempted {
     recipients: u32,
     pub(crate) settled: Vec<u32>,
     pub(crate) deferred: Vec<Deferred>,
-    /// A route had no connection for it: its place.
-    busy: Option<usize>,
+    /// A route had no connection for it: its place, and to where.
+    busy: Option<(usize, Destination)>,
     /// No attempt was made for any that is deferred, and none should be for so long.
     postponed: Option<Duration>,
     sender: Option<Box<str>>,
@@ -518,13 +518,13 @@ impl Service {
         waiting.next = match (wish, busy) {
             (Some(Wish::Hold), _) => Next::Held,
             (Some(Wish::Retry), _) => Next::Ready,
-            (_, Some(route)) => Next::Parked(route),
+            (_, Some((route, to))) => Next::Parked(route, to),
             (_, None) => Next::At(Instant::now() + after),
         };
         match waiting.next {
             Next::At(at) => self.due.push(Reverse((at, key))),
             Next::Ready => self.ready.push_back(key),
-            Next::Parked(route) => self.parked.entry(route).or_default().push_back(key),
+            Next::Parked(route, to) => self.parked.entry((route, to)).or_default().push_back(key),
             Next::Trying | Next::Held => {}
         }
         if wish == Some(Wish::Remove) {
@@ -553,13 +553,13 @@ impl Service {
     /// Routes that have connections again get what waits for them.
     fn unpark(&mut self) {
         let Self { parked, shared, ready, waiting, .. } = self;
-        parked.retain(|&route, keys| {
-            let mut room = shared.routes.get(route).map_or(usize::MAX, |route| route.room());
+        parked.retain(|&(route, to), keys| {
+            let mut room = shared.routes.get(route).map_or(usize::MAX, |route| route.room(to));
             while room > 0
                 && let Some(key) = keys.pop_front()
             {
                 if let Some(waiting) = waiting.get_mut(&key)
-                    && waiting.next == Next::Parked(route)
+                    && waiting.next == Next::Parked(route, to)
                 {
                     waiting.next = Next::Ready;
                     ready.push_back(key);
@@ -834,6 +834,7 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
         outcome.deferred.push(Deferred { recipient: end.recipient.address.to_owned(), route: end.place, reason });
     };
     let mut tried = false;
+    let mut failed = false;
     let mut postponed: Option<Duration> = None;
     for end in ends {
         let route = end.place.and_then(|place| shared.routes.get(place)).map_or("none", |route| route.name());
@@ -842,8 +843,8 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
             Verdict::Delivered => Some(Fate::Delivered),
             Verdict::Relayed { host, notifies: false } => Some(Fate::Relayed(host.clone())),
             Verdict::Relayed { notifies: true, .. } => None,
-            Verdict::Busy => {
-                outcome.busy = outcome.busy.or(end.place);
+            Verdict::Busy(to) => {
+                outcome.busy = outcome.busy.or(end.place.map(|place| (place, *to)));
                 wait(outcome, &end, "waits for a free connection to its next hop".to_owned());
                 continue;
             }
@@ -856,6 +857,7 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
                 }
                 let mut trouble = trouble.clone();
                 if !never && !expired {
+                    failed |= !matches!(end.verdict, Verdict::Postponed(..));
                     wait(outcome, &end, trouble.text);
                     continue;
                 }
@@ -872,6 +874,7 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
                     }
                     // Nobody may be told, so it is not dropped before its time: the operator sees it in the queue.
                     Err(NotTold::NullSender | NotTold::Stranger) if !expired => {
+                        failed = true;
                         wait(
                             outcome,
                             &end,
@@ -895,6 +898,8 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
         }
     }
     outcome.postponed = postponed.filter(|_| !tried);
+    // Who waits for a connection only would take those along, too soon, who were refused for now.
+    outcome.busy = outcome.busy.filter(|_| !failed);
     if about.is_empty() {
         return;
     }

@@ -1,6 +1,6 @@
 //! The service with a real spool, real links and real Maildirs.
 
-mod hops;
+pub(crate) mod hops;
 mod pass;
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::{Discard, Event, Handle, LineEnd, Mail, Maildir, Retry, Route, Routes
 
 /// Counts what happened and wakes whoever waits for it.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     lines: Mutex<Vec<String>>,
     changed: Condvar,
 }
@@ -31,7 +31,7 @@ impl Seen {
         self.changed.notify_all();
     }
 
-    fn wait(&self, count: usize, part: &str) {
+    pub(crate) fn wait(&self, count: usize, part: &str) {
         let mut lines = self.lines.lock();
         while lines.iter().filter(|line| line.contains(part)).count() < count {
             let late = self.changed.wait_for(&mut lines, Duration::from_secs(30)).timed_out();
@@ -39,7 +39,7 @@ impl Seen {
         }
     }
 
-    fn count(&self, part: &str) -> usize {
+    pub(crate) fn count(&self, part: &str) -> usize {
         self.lines.lock().iter().filter(|line| line.contains(part)).count()
     }
 }
@@ -53,19 +53,19 @@ impl Completions for Seen {
 }
 
 /// A worker as delivery sees it: a writer, and a link that carries its doorbells.
-struct Worker {
+pub(crate) struct Worker {
     port: Option<Port>,
     writer: Option<Writer>,
     seen: Arc<Seen>,
     /// Delivery's end.
-    link: Option<Link>,
+    pub(crate) link: Option<Link>,
     /// Ours; the writer's hook keeps a copy.
     _ours: Arc<Link>,
     committed: u64,
 }
 
 impl Worker {
-    fn start(folder: &Path) -> Self {
+    pub(crate) fn start(folder: &Path) -> Self {
         let (ours, theirs) = Link::pair().unwrap();
         let ours = Arc::new(ours);
         let way = ours.clone();
@@ -118,14 +118,14 @@ impl Worker {
     }
 }
 
-struct Running {
-    handle: Handle,
-    seen: Arc<Seen>,
+pub(crate) struct Running {
+    pub(crate) handle: Handle,
+    pub(crate) seen: Arc<Seen>,
     thread: JoinHandle<std::io::Result<()>>,
 }
 
 impl Running {
-    fn start(spool: &Path, routes: Routes) -> Self {
+    pub(crate) fn start(spool: &Path, routes: Routes) -> Self {
         Self::start_with(spool, routes, |_| {})
     }
 
@@ -143,7 +143,7 @@ impl Running {
         Self { handle, seen, thread: std::thread::spawn(|| service.run()) }
     }
 
-    fn stop(self) -> Arc<Seen> {
+    pub(crate) fn stop(self) -> Arc<Seen> {
         self.handle.stop();
         self.thread.join().unwrap().unwrap();
         self.seen

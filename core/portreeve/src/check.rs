@@ -133,14 +133,23 @@ fn folders(config: &Config, report: &mut Report) {
 fn next_hops(config: &Config, report: &mut Report) {
     let ids = rights::ids(config).ok().flatten();
     for route in &config.routes {
-        let RouteKind::NextHop(hop) = &route.kind else { continue };
         let span = |option: &str| Some(route.written.span(&format!("route[].{option}")));
-        if let Err((option, why)) = crate::next_hop::make(config, hop) {
+        let made = match &route.kind {
+            RouteKind::NextHop(hop) => crate::next_hop::make(config, hop).map(drop),
+            RouteKind::Mx(mx) => {
+                let nobody = std::sync::Arc::new(|_: &delivery::Event<'_>| {});
+                crate::next_hop::make_mx(config, mx, None, nobody).map(drop)
+            }
+            _ => Ok(()),
+        };
+        if let Err((option, why)) = made {
             let (cause, remedy) = certificates::halves(&why);
             report.error(span(option), format!("route.{option}"), cause, remedy);
             continue;
         }
-        if let Some((_, file)) = &hop.login {
+        if let RouteKind::NextHop(hop) = &route.kind
+            && let Some((_, file)) = &hop.login
+        {
             secret_file(file, ids.as_ref(), span("password_file"), "route.password_file", report);
         }
     }

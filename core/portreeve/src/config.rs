@@ -287,6 +287,8 @@ pub enum RouteKind {
     Maildir(String),
     /// To another server.
     NextHop(HopRoute),
+    /// To the hosts that the DNS names.
+    Mx(MxRoute),
     /// Thrown away.
     Discard,
 }
@@ -312,6 +314,31 @@ pub struct HopRoute {
     pub timeout: Duration,
     /// Clients wait for the next hop's reply.
     pub pass_through: bool,
+}
+
+/// Direct delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MxRoute {
+    /// Of the hosts.
+    pub port: u16,
+    /// Whether TLS is used where no policy asks for it.
+    pub security: delivery::Security,
+    /// Authorities; `None`: the system's.
+    pub authorities: Option<PathBuf>,
+    /// Connections at the same time.
+    pub connections: usize,
+    /// Of these, to one host.
+    pub connections_per_host: usize,
+    /// Longest wait for a reply.
+    pub timeout: Duration,
+    /// Name servers; empty: the system's.
+    pub resolver: Vec<SocketAddr>,
+    /// Longest wait for one of their answers.
+    pub dns_timeout: Duration,
+    /// Open although they are not public.
+    pub allow_private: Vec<IpNet>,
+    /// The port of policy hosts; `None`: MTA-STS is not looked at.
+    pub mta_sts_port: Option<u16>,
 }
 
 /// `[queue]`.
@@ -493,6 +520,12 @@ impl Reader<'_> {
     pub(crate) fn words(&self, path: &str) -> Vec<String> {
         match self.table.value(path, self.role) {
             Some(Value::Words(words)) => words,
+            _ => Vec::new(),
+        }
+    }
+    fn addresses(&self, path: &str) -> Vec<SocketAddr> {
+        match self.table.value(path, self.role) {
+            Some(Value::Addresses(addresses)) => addresses,
             _ => Vec::new(),
         }
     }
@@ -815,13 +848,22 @@ fn route(table: &Table, base: &Path, report: &mut Report) -> Option<Route> {
     let read = Reader { table, role: "mx", base };
     let word = required(&read, "route[].kind", report)?;
     let hop = matches!(word.as_str(), "lmtp" | "smtp");
+    let mx = word == "mx";
     for (&path, entry) in &table.entries {
         let fits = match path {
             "route[].domain" | "route[].kind" => true,
             "route[].path" => word == "maildir",
-            // They have a default everywhere.
-            "route[].connections" | "route[].timeout" => true,
+            // It has a default everywhere.
+            "route[].timeout" => true,
             "route[].pass_through" => hop || !read.flag(path),
+            "route[].tls" | "route[].tls_ca" | "route[].connections" => hop || mx,
+            "route[].connections_per_host"
+            | "route[].resolver"
+            | "route[].dns_timeout"
+            | "route[].mta_sts"
+            | "route[].mta_sts_port"
+            | "route[].allow_private"
+            | "route[].port" => mx,
             _ => hop,
         };
         if !fits {
@@ -832,6 +874,7 @@ fn route(table: &Table, base: &Path, report: &mut Report) -> Option<Route> {
     let kind = match word.as_str() {
         "discard" => RouteKind::Discard,
         "maildir" => RouteKind::Maildir(maildir(&read, report)?),
+        "mx" => RouteKind::Mx(direct(&read, report)),
         _ => RouteKind::NextHop(next_hop(&read, word == "lmtp", report)?),
     };
     Some(Route { written: table.clone(), domain: read.word("route[].domain"), kind })
@@ -847,6 +890,47 @@ fn maildir(read: &Reader<'_>, report: &mut Report) -> Option<String> {
         report.error(Some(read.table.span("route[].path")), "route.path", cause, remedy);
     }
     Some(template)
+}
+
+fn direct(read: &Reader<'_>, report: &mut Report) -> MxRoute {
+    use delivery::Security;
+    let table = read.table;
+    let number = |path: &str, otherwise: u64| read.number(path).unwrap_or(otherwise);
+    let port = |path: &str, otherwise: u64| u16::try_from(number(path, otherwise)).unwrap_or(u16::MAX);
+    let count = |path: &str, otherwise: u64| usize::try_from(number(path, otherwise)).unwrap_or(1);
+    let security = match read.text("route[].tls").as_deref() {
+        Some("off") => Security::Off,
+        Some("required") => Security::Required,
+        Some("implicit") => {
+            let remedy = "write \"opportunistic\" or \"required\"";
+            let cause = "hosts that the DNS names listen on port 25, where TLS begins with STARTTLS";
+            report.error(Some(table.span("route[].tls")), "route.tls", cause, remedy);
+            Security::Required
+        }
+        _ => Security::Opportunistic,
+    };
+    let mta_sts = !table.entries.contains_key("route[].mta_sts") || read.flag("route[].mta_sts");
+    for (path, fits) in
+        [("route[].tls_ca", mta_sts || security == Security::Required), ("route[].mta_sts_port", mta_sts)]
+    {
+        if table.entries.contains_key(path) && !fits {
+            let remedy = "take it out, or do not write mta_sts = false";
+            report.error(Some(table.span(path)), path.replace("[]", ""), "no certificate is verified", remedy);
+        }
+    }
+    let connections = count("route[].connections", 50);
+    MxRoute {
+        port: port("route[].port", 25),
+        security,
+        authorities: read.path("route[].tls_ca"),
+        connections,
+        connections_per_host: count("route[].connections_per_host", 5).min(connections),
+        timeout: read.time("route[].timeout"),
+        resolver: read.addresses("route[].resolver"),
+        dns_timeout: Duration::from_millis(number("route[].dns_timeout", 5000)),
+        allow_private: read.networks("route[].allow_private"),
+        mta_sts_port: mta_sts.then(|| port("route[].mta_sts_port", 443)),
+    }
 }
 
 fn next_hop(read: &Reader<'_>, lmtp: bool, report: &mut Report) -> Option<HopRoute> {
@@ -909,7 +993,7 @@ fn next_hop(read: &Reader<'_>, lmtp: bool, report: &mut Report) -> Option<HopRou
         authorities: read.path("route[].tls_ca"),
         tls_name: read.text("route[].tls_name"),
         login,
-        connections: read.count("route[].connections"),
+        connections: read.number("route[].connections").map_or(4, |count| count as usize),
         timeout: read.time("route[].timeout"),
         pass_through: read.flag("route[].pass_through"),
     })

@@ -133,8 +133,9 @@ fn configuration(hostname: &str, domain: &str, root: bool) -> String {
          kind = \"maildir\"\n\
          path = \"mail/%d/%n\"\n\
          \n\
-         # Mail for other domains waits in one Maildir. To send it through a relay, write instead: kind = \"smtp\",\n\
-         # to = [\"relay.example.net:587\"], tls = \"required\", user = \"…\" and password_file = \"…\".\n\
+         # Mail for other domains waits in one Maildir. To send it to the hosts that they name, write instead\n\
+         # kind = \"mx\"; through a relay: kind = \"smtp\", to = [\"relay.example.net:587\"], tls = \"required\",\n\
+         # user = \"…\" and password_file = \"…\".\n\
          [[route]]\n\
          domain = \"*\"\n\
          kind = \"maildir\"\n\

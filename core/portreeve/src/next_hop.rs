@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use delivery::{HopSettings, NextHops, Place, Retry, Security};
+use delivery::{HopSettings, IdleRoom, NextHops, Place, Retry, Security};
 use smtp::client::{Credentials, Protocol};
 use smtp::path::is_domain;
 use tls::{ClientTls, Pem, Trust};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, HopRoute, system_hostname};
+use crate::config::{Config, HopRoute, MxRoute, system_hostname};
 
 /// Where systems keep the authorities that they trust.
 const SYSTEM_AUTHORITIES: [&str; 4] = [
@@ -54,14 +54,9 @@ pub fn place(text: &str, base: &Path) -> Result<Place, (String, &'static str)> {
 pub fn make(config: &Config, hop: &HopRoute) -> Result<NextHops, (&'static str, String)> {
     let tls = match hop.security {
         Security::Off => None,
-        Security::Opportunistic => Some(ClientTls::new(Trust::Anybody)),
-        Security::Required | Security::Implicit => {
-            let file = authorities(hop).map_err(|why| ("tls_ca", why))?;
-            let octets = read(&file).map_err(|why| ("tls_ca", why))?;
-            Some(ClientTls::new(Trust::Authorities(Pem { file: &file.to_string_lossy(), octets: &octets })))
-        }
+        Security::Opportunistic => Some(unverified()?),
+        Security::Required | Security::Implicit => Some(verified(hop.authorities.as_ref())?),
     };
-    let tls = tls.transpose().map_err(|error| ("tls_ca", error.to_string()))?;
     let credentials = match &hop.login {
         None => None,
         Some((user, file)) => Some(Arc::new(credentials(user, file).map_err(|why| ("password_file", why))?)),
@@ -79,14 +74,81 @@ pub fn make(config: &Config, hop: &HopRoute) -> Result<NextHops, (&'static str, 
         backoff: BACKOFF,
         pass_through: hop.pass_through,
         own: config.listeners.iter().flat_map(|listener| listener.bind.clone()).collect(),
+        idle: IdleRoom::new(hop.connections),
     })
     .map_err(|why| ("to", why))
+}
+
+/// TLS that believes everybody.
+fn unverified() -> Result<ClientTls, (&'static str, String)> {
+    ClientTls::new(Trust::Anybody).map_err(|error| ("tls", error.to_string()))
+}
+
+/// TLS that believes these authorities, or the system's.
+fn verified(file: Option<&PathBuf>) -> Result<ClientTls, (&'static str, String)> {
+    let file = authorities(file).map_err(|why| ("tls_ca", why))?;
+    let octets = read(&file).map_err(|why| ("tls_ca", why))?;
+    ClientTls::new(Trust::Authorities(Pem { file: &file.to_string_lossy(), octets: &octets }))
+        .map_err(|error| ("tls_ca", error.to_string()))
+}
+
+/// The route `mx`, and the option that is wrong when there is none. `folder` keeps MTA-STS policies.
+#[cfg(feature = "mx")]
+pub fn make_mx(
+    config: &Config,
+    mx: &MxRoute,
+    folder: Option<PathBuf>,
+    events: Arc<dyn delivery::Events>,
+) -> Result<Arc<dyn delivery::Route>, (&'static str, String)> {
+    let tls_any = unverified()?;
+    // Without policies nothing is verified, and no authorities are needed.
+    let verifies = mx.mta_sts_port.is_some() || mx.security == Security::Required;
+    let tls_verified = if verifies { verified(mx.authorities.as_ref())? } else { tls_any.clone() };
+    let hostname = config.hostname.clone().unwrap_or_else(system_hostname);
+    let mut own_names = vec![hostname.clone()];
+    own_names.extend(config.listeners.iter().filter_map(|listener| listener.hostname.clone()));
+    let route = delivery::MxRoute::new(delivery::MxSettings {
+        hostname,
+        own_names,
+        own: config.listeners.iter().flat_map(|listener| listener.bind.clone()).collect(),
+        port: mx.port,
+        security: mx.security,
+        tls_any,
+        tls_verified,
+        sts: mx.mta_sts_port.map(|port| delivery::StsSettings { port, folder }),
+        resolver: mx.resolver.clone(),
+        dns_patience: mx.dns_timeout,
+        allowed: mx.allow_private.clone(),
+        connections: mx.connections,
+        connections_per_host: mx.connections_per_host,
+        patience: mx.timeout,
+        backoff: BACKOFF,
+        events,
+    });
+    Ok(Arc::new(route.map_err(|why| ("resolver", format!("{why}; name a server: resolver = [\"127.0.0.1:53\"]")))?))
+}
+
+/// The route `mx` of a program that has none.
+#[cfg(not(feature = "mx"))]
+pub fn make_mx(
+    _: &Config,
+    _: &MxRoute,
+    _: Option<PathBuf>,
+    _: Arc<dyn delivery::Events>,
+) -> Result<Arc<dyn delivery::Route>, (&'static str, String)> {
+    Err(("kind", "this program was built without direct delivery; build it with the feature `mx`".to_owned()))
+}
+
+/// Files that the route is made from, with what they hold: when they change, it must be made anew.
+pub fn files_mx(mx: &MxRoute) -> Vec<(PathBuf, Option<Zeroizing<Vec<u8>>>)> {
+    let file = authorities(mx.authorities.as_ref()).ok();
+    file.into_iter().map(|file| (file.clone(), std::fs::read(file).ok().map(Zeroizing::new))).collect()
 }
 
 /// Files that the route is made from, with what they hold: when they change, it must be made anew.
 pub fn files(hop: &HopRoute) -> Vec<(PathBuf, Option<Zeroizing<Vec<u8>>>)> {
     let verifies = matches!(hop.security, Security::Required | Security::Implicit);
-    let authorities = verifies.then(|| authorities(hop).ok()).flatten();
+    let authorities = verifies.then(|| authorities(hop.authorities.as_ref()).ok()).flatten();
     let password = hop.login.as_ref().map(|(_, file)| file.clone());
     let files = authorities.into_iter().chain(password);
     files.map(|file| (file.clone(), std::fs::read(file).ok().map(Zeroizing::new))).collect()
@@ -97,8 +159,8 @@ pub fn system_authorities() -> Option<PathBuf> {
     SYSTEM_AUTHORITIES.iter().map(PathBuf::from).find(|file| file.is_file())
 }
 
-fn authorities(hop: &HopRoute) -> Result<PathBuf, String> {
-    hop.authorities.clone().or_else(system_authorities).ok_or_else(|| {
+fn authorities(file: Option<&PathBuf>) -> Result<PathBuf, String> {
+    file.cloned().or_else(system_authorities).ok_or_else(|| {
         "this system keeps no list of authorities where we look; install ca-certificates, or name a file".to_owned()
     })
 }

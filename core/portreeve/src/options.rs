@@ -871,11 +871,12 @@ pub const OPTIONS: &[Opt] = &[
     },
     Opt {
         path: "route[].kind",
-        kind: Kind::Choice(&["maildir", "lmtp", "smtp", "discard"]),
+        kind: Kind::Choice(&["maildir", "lmtp", "smtp", "mx", "discard"]),
         default: Default::Required,
         reload: Reload::Command,
         help: "`maildir` writes files below `path`; `lmtp` hands mail to a mailbox server (RFC 2033), `smtp` to other \
-               mail servers, both at `to`; `discard` throws mail away (benches; needs `allow_data_loss = true`).",
+               mail servers, both at `to`; `mx` to the hosts that the recipient's domain names in the DNS; `discard` \
+               throws mail away (benches; needs `allow_data_loss = true`).",
         example: "\"maildir\"",
     },
     Opt {
@@ -900,10 +901,11 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         path: "route[].tls",
         kind: Kind::Choice(&["off", "opportunistic", "required", "implicit"]),
-        default: Default::Unset("`opportunistic` for `smtp`, `off` for `lmtp`"),
+        default: Default::Unset("`opportunistic` for `smtp` and `mx`, `off` for `lmtp`"),
         reload: Reload::Command,
         help: "`opportunistic`: STARTTLS when it is offered, with any certificate. `required`: STARTTLS with a \
-               certificate that verifies, or nothing is sent. `implicit`: the same from the first octet (port 465).",
+               certificate that verifies, or nothing is sent. `implicit`: the same from the first octet (port 465), \
+               not for `mx`. Where an MTA-STS policy is in force (`mta_sts`) it is `required` whatever is written here.",
         example: "\"required\"",
     },
     Opt {
@@ -911,7 +913,7 @@ pub const OPTIONS: &[Opt] = &[
         kind: Kind::Path,
         default: Default::Unset("the authorities that the system trusts"),
         reload: Reload::Command,
-        help: "Authorities that next hops' certificates must come from, PEM.",
+        help: "Authorities that next hops' certificates must come from, PEM; for `mx` those of MTA-STS policy hosts, too.",
         example: "\"/etc/portreeve/relay-ca.pem\"",
     },
     Opt {
@@ -940,11 +942,72 @@ pub const OPTIONS: &[Opt] = &[
     },
     Opt {
         path: "route[].connections",
-        kind: Kind::Count { min: 1, max: 64 },
-        default: Default::Is("4"),
+        kind: Kind::Count { min: 1, max: 200 },
+        default: Default::Unset("4; 50 for `mx`"),
         reload: Reload::Command,
         help: "Connections to the route's next hops at the same time. Each has a thread.",
         example: "10",
+    },
+    Opt {
+        path: "route[].connections_per_host",
+        kind: Kind::Count { min: 1, max: 200 },
+        default: Default::Unset("5 for `mx`"),
+        reload: Reload::Command,
+        help: "For `mx`: of these connections, to one host. Mail that finds them all in use waits for one.",
+        example: "2",
+    },
+    Opt {
+        path: "route[].resolver",
+        kind: Kind::Addresses,
+        default: Default::Unset("the system's, from /etc/resolv.conf"),
+        reload: Reload::Command,
+        help: "For `mx`: the name servers that are asked, address and port. A resolver on this host or in its network, \
+               which does the walking and, better, checks DNSSEC.",
+        example: "[\"127.0.0.1:53\"]",
+    },
+    Opt {
+        path: "route[].dns_timeout",
+        kind: Kind::Duration { min: 100, max: MINUTE },
+        default: Default::Unset("5s for `mx`"),
+        reload: Reload::Command,
+        help: "For `mx`: longest wait for one answer of a name server. Each question is asked twice, by UDP, and by TCP \
+               when the answer is truncated.",
+        example: "\"3s\"",
+    },
+    Opt {
+        path: "route[].mta_sts",
+        kind: Kind::Flag,
+        default: Default::Unset("`true` for `mx`"),
+        reload: Reload::Command,
+        help: "For `mx`: honour MTA-STS policies (RFC 8461). They are kept in `sts/` of the state folder. Where one with \
+               mode `enforce` is in force, only hosts that it names get the mail, inside TLS and with a certificate that \
+               verifies; otherwise the mail waits.",
+        example: "false",
+    },
+    Opt {
+        path: "route[].allow_private",
+        kind: Kind::Networks,
+        default: Default::Unset("none"),
+        reload: Reload::Command,
+        help: "For `mx`: networks that mail may go to although they are not public. Loopback, private, link-local and \
+               reserved addresses are refused otherwise: the DNS of a stranger must not choose services in your network.",
+        example: "[\"10.20.0.0/16\"]",
+    },
+    Opt {
+        path: "route[].port",
+        kind: Kind::Count { min: 1, max: 65_535 },
+        default: Default::Unset("25 for `mx`"),
+        reload: Reload::Command,
+        help: "For `mx`: the port of the hosts. Any other than 25 is for tests.",
+        example: "25",
+    },
+    Opt {
+        path: "route[].mta_sts_port",
+        kind: Kind::Count { min: 1, max: 65_535 },
+        default: Default::Unset("443 for `mx`"),
+        reload: Reload::Command,
+        help: "For `mx`: the port of MTA-STS policy hosts. Any other than 443 is for tests.",
+        example: "443",
     },
     Opt {
         path: "route[].timeout",

@@ -88,8 +88,10 @@ fn prepare(config: &Config) -> Result<(), String> {
     folders.extend(config.users.file.parent().map(Path::to_owned));
     folders.extend(config.admin.socket.parent().map(Path::to_owned));
     for route in &config.routes {
-        if let RouteKind::Maildir(template) = &route.kind {
-            folders.push(check::fixed_part(template));
+        match &route.kind {
+            RouteKind::Maildir(template) => folders.push(check::fixed_part(template)),
+            RouteKind::Mx(_) => folders.push(state.join("sts")),
+            _ => {}
         }
     }
     for folder in folders.iter().filter(|folder| !folder.exists()) {

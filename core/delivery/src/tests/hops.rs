@@ -10,11 +10,11 @@ use smtp::client::Protocol;
 use smtp::envelope::Ret;
 
 use super::*;
-use crate::{Answer, EntryState, Filter, HopSettings, NextHops, Place, Request, Security};
+use crate::{Answer, EntryState, Filter, HopSettings, IdleRoom, NextHops, Place, Request, Security};
 
 /// Where in the dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Greeting,
     Hello,
     Mail,
@@ -27,7 +27,7 @@ pub(super) enum Step {
 
 /// What is wrong there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// This reply instead of the good one.
     Say(&'static str),
     Stall,
@@ -40,21 +40,21 @@ pub(super) enum Fault {
 }
 
 #[derive(Default)]
-pub(super) struct Script {
+pub(crate) struct Script {
     /// In this order; each happens once.
-    pub(super) faults: Mutex<VecDeque<(Step, Fault)>>,
+    pub(crate) faults: Mutex<VecDeque<(Step, Fault)>>,
     /// Messages that were taken: recipients and text.
-    pub(super) taken: Mutex<Vec<(Vec<String>, String)>>,
+    pub(crate) taken: Mutex<Vec<(Vec<String>, String)>>,
     /// Replies to RCPT (LMTP: to the message) by address; once each.
-    pub(super) by_address: Mutex<BTreeMap<String, VecDeque<&'static str>>>,
-    pub(super) commands: Seen,
-    pub(super) connections: AtomicUsize,
-    pub(super) lmtp: AtomicBool,
-    pub(super) chunking: AtomicBool,
+    pub(crate) by_address: Mutex<BTreeMap<String, VecDeque<&'static str>>>,
+    pub(crate) commands: Seen,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) lmtp: AtomicBool,
+    pub(crate) chunking: AtomicBool,
     /// A connection ends, without a word, after one message.
-    pub(super) single: AtomicBool,
+    pub(crate) single: AtomicBool,
     /// While it is set, nobody is greeted.
-    pub(super) frozen: AtomicBool,
+    pub(crate) frozen: AtomicBool,
 }
 
 impl Script {
@@ -206,16 +206,21 @@ impl Script {
 }
 
 /// A server with a script; ends with its handle.
-pub(super) struct Hop {
-    pub(super) script: Arc<Script>,
-    pub(super) port: u16,
+pub(crate) struct Hop {
+    pub(crate) script: Arc<Script>,
+    host: std::net::IpAddr,
+    pub(crate) port: u16,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Hop {
-    pub(super) fn start(script: Script) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    pub(crate) fn start(script: Script) -> Self {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    pub(crate) fn start_on(listener: TcpListener, script: Script) -> Self {
+        let host = listener.local_addr().unwrap().ip();
         let port = listener.local_addr().unwrap().port();
         let (script, over) = (Arc::new(script), Arc::new(AtomicBool::new(false)));
         let (its, end) = (script.clone(), over.clone());
@@ -231,14 +236,14 @@ impl Hop {
                 });
             }
         });
-        Self { script, port, over, thread: Some(thread) }
+        Self { script, host, port, over, thread: Some(thread) }
     }
 
-    pub(super) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         Place::Tcp("127.0.0.1".into(), self.port)
     }
 
-    pub(super) fn texts(&self) -> Vec<String> {
+    pub(crate) fn texts(&self) -> Vec<String> {
         self.script.taken.lock().iter().map(|(_, text)| text.clone()).collect()
     }
 }
@@ -247,7 +252,7 @@ impl Drop for Hop {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
         self.script.frozen.store(false, Ordering::SeqCst);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        let _ = TcpStream::connect((self.host, self.port));
         self.thread.take().into_iter().for_each(|thread| thread.join().unwrap());
     }
 }
@@ -256,7 +261,7 @@ fn hops(places: Vec<Place>, protocol: Protocol) -> Arc<dyn Route> {
     Arc::new(NextHops::new(hop_settings(places, protocol)).unwrap())
 }
 
-pub(super) fn hop_settings(places: Vec<Place>, protocol: Protocol) -> HopSettings {
+pub(crate) fn hop_settings(places: Vec<Place>, protocol: Protocol) -> HopSettings {
     HopSettings {
         places,
         protocol,
@@ -270,11 +275,12 @@ pub(super) fn hop_settings(places: Vec<Place>, protocol: Protocol) -> HopSetting
         backoff: Retry { first: Duration::from_millis(10), max: Duration::from_millis(40) },
         own: Vec::new(),
         pass_through: false,
+        idle: IdleRoom::new(4),
     }
 }
 
 /// An envelope from alice, who has logged in.
-pub(super) fn from_alice(to: &[(&str, Notify)]) -> Envelope {
+pub(crate) fn from_alice(to: &[(&str, Notify)]) -> Envelope {
     let mut envelope = Envelope::default();
     envelope.set_reverse_path(Some("alice@demo.test"));
     envelope.set_identity("alice@demo.test");
@@ -284,14 +290,14 @@ pub(super) fn from_alice(to: &[(&str, Notify)]) -> Envelope {
     envelope
 }
 
-fn commit(worker: &mut Worker, envelope: &Envelope, body: &[u8]) -> QueueId {
+pub(crate) fn commit(worker: &mut Worker, envelope: &Envelope, body: &[u8]) -> QueueId {
     let mut octets = Vec::new();
     envelope.encode(&mut octets);
     worker.commit_raw(&octets, body)
 }
 
-pub(super) const BODY: &[u8] = b"Subject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
-pub(super) const WHOLE: &str = "Received: by here\r\nSubject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
+pub(crate) const BODY: &[u8] = b"Subject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
+pub(crate) const WHOLE: &str = "Received: by here\r\nSubject: hello\r\n\r\nfirst\r\n.dot\r\n..two\r\nlast\r\n";
 
 #[test]
 fn every_fault_at_every_step_costs_no_message_and_makes_no_twin() {
@@ -596,6 +602,7 @@ fn a_next_hop_that_is_this_server_is_refused() {
         backoff: Retry::default(),
         own: vec![([0, 0, 0, 0], hop.port).into()],
         pass_through: false,
+        idle: IdleRoom::new(4),
     };
     let route: Arc<dyn Route> = Arc::new(NextHops::new(settings).unwrap());
     let running = Running::start(folder.path(), Routes::new(Some(route)));
@@ -624,6 +631,7 @@ fn a_next_hop_that_stalls_does_not_keep_delivery_from_ending() {
         backoff: Retry::default(),
         own: Vec::new(),
         pass_through: false,
+        idle: IdleRoom::new(4),
     };
     let route: Arc<dyn Route> = Arc::new(NextHops::new(settings).unwrap());
     let running = Running::start(folder.path(), Routes::new(Some(route)));

@@ -34,6 +34,7 @@ pub fn run(mut startup: Startup) -> ExitCode {
             log.flush();
         }
     };
+    let tell: Arc<dyn delivery::Events> = Arc::new(tell);
     let opened = Told::decode(&startup.configuration).and_then(|told| {
         let config = told.config;
         let disk = RealDisk::open(&config.spool.path).map_err(|error| format!("spool: {error}"))?;
@@ -42,9 +43,9 @@ pub fn run(mut startup: Startup) -> ExitCode {
             expire: config.queue.expire,
             hostname: config.hostname.clone().unwrap_or_else(config::system_hostname),
             held: Some(config.process.state_dir.join("run/held")),
-            ..Settings::new(routes(&config)?)
+            ..Settings::new(routes(&config, &tell)?)
         };
-        let service = Service::open(Arc::new(disk), settings, Arc::new(tell));
+        let service = Service::open(Arc::new(disk), settings, tell);
         let service = service.map_err(|error| format!("spool: {}: {error}", config.spool.path.display()))?;
         let door = super::control::unix_door(&queue::socket(&config))?;
         Ok((config, door, service))
@@ -113,16 +114,16 @@ pub fn run(mut startup: Startup) -> ExitCode {
     }
 }
 
-fn routes(config: &Config) -> Result<Routes, String> {
-    let mut routes =
-        Routes::new(config.routes.iter().find(|route| route.domain == "*").map(|all| route(config, all)).transpose()?);
+fn routes(config: &Config, events: &Arc<dyn delivery::Events>) -> Result<Routes, String> {
+    let default = config.routes.iter().find(|route| route.domain == "*");
+    let mut routes = Routes::new(default.map(|all| route(config, all, events)).transpose()?);
     for named in config.routes.iter().filter(|route| route.domain != "*") {
-        routes = routes.domain(&named.domain, route(config, named)?);
+        routes = routes.domain(&named.domain, route(config, named, events)?);
     }
     Ok(routes)
 }
 
-fn route(config: &Config, from: &config::Route) -> Result<Arc<dyn Route>, String> {
+fn route(config: &Config, from: &config::Route, events: &Arc<dyn delivery::Events>) -> Result<Arc<dyn Route>, String> {
     Ok(match &from.kind {
         RouteKind::Maildir(template) => {
             Arc::new(Maildir::new(template, LineEnd::Lf).map_err(|bad| format!("route {:?}: {bad}", from.domain))?)
@@ -130,6 +131,11 @@ fn route(config: &Config, from: &config::Route) -> Result<Arc<dyn Route>, String
         RouteKind::NextHop(hop) => {
             let made = next_hop::make(config, hop);
             Arc::new(made.map_err(|(option, why)| format!("route {:?}: {option}: {why}", from.domain))?)
+        }
+        RouteKind::Mx(mx) => {
+            let folder = config.process.state_dir.join("sts");
+            let made = next_hop::make_mx(config, mx, Some(folder), events.clone());
+            made.map_err(|(option, why)| format!("route {:?}: {option}: {why}", from.domain))?
         }
         RouteKind::Discard => Arc::new(Discard),
     })
@@ -145,6 +151,7 @@ fn basis(config: &Config) -> Basis {
     let routes = config.routes.iter().map(|route| (route.domain.clone(), route.kind.clone())).collect();
     let files = config.routes.iter().flat_map(|route| match &route.kind {
         RouteKind::NextHop(hop) => next_hop::files(hop),
+        RouteKind::Mx(mx) => next_hop::files_mx(mx),
         _ => Vec::new(),
     });
     (routes, files.collect(), config.queue.clone(), config.hostname.clone(), config.log.level.clone())
@@ -200,6 +207,7 @@ fn record<'a>(event: &'a delivery::Event<'a>) -> Event<'a> {
             let (name, level) = match other {
                 delivery::Event::Stuck { .. } => ("stuck", Level::Error),
                 delivery::Event::Link { .. } => ("link.broken", Level::Warning),
+                delivery::Event::Policy { .. } => ("policy", Level::Warning),
                 // The ordinary end of each worker.
                 delivery::Event::Spool(spool::Notice::WriterGone { .. }) => ("spool", Level::Info),
                 _ => ("spool", Level::Warning),
