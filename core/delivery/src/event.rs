@@ -52,6 +52,15 @@ pub enum Event<'a> {
         /// Seconds until the next one.
         next_seconds: u64,
     },
+    /// The sender was told that recipients have to wait.
+    Delayed {
+        /// The message.
+        id: QueueId,
+        /// How many.
+        recipients: usize,
+        /// The notice to the sender.
+        notice: QueueId,
+    },
     /// A recipient will not get the message.
     Failed {
         /// The message.
@@ -116,6 +125,9 @@ impl fmt::Display for Event<'_> {
                     Some(notice) => write!(f, "sender is told by {notice}"),
                     None => f.write_str("sender is not told"),
                 }
+            }
+            Self::Delayed { id, recipients, notice } => {
+                write!(f, "{id}: {recipients} recipients wait for long; sender is told by {notice}")
             }
             Self::Removed { id } => write!(f, "{id}: removed by the operator"),
             Self::Stuck { id, reason } => write!(f, "{id}: stays in the spool: {reason}"),

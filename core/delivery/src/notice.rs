@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
+use smtp::client::Enhanced;
 use smtp::envelope::{Body, Envelope, Notify, Recipient, Ret};
 use smtp::id::QueueId;
 use smtp::param::{XTEXT_OCTETS_MAX, decode_xtext};
@@ -32,6 +33,8 @@ pub(crate) enum Fate {
     Delivered,
     /// Given to a host that sends no notices.
     Relayed(Box<str>),
+    /// It has to wait, until this time at the most, milliseconds since 1970.
+    Delayed(Trouble, u64),
     /// It will not be delivered.
     Failed(Trouble),
 }
@@ -49,10 +52,13 @@ pub(crate) enum NotTold {
 
 /// Whether the sender hears of this.
 pub(crate) fn wanted(envelope: &Envelope, notify: Notify, fate: &Fate) -> Result<(), NotTold> {
-    let failed = matches!(fate, Fate::Failed(_));
-    let bit = if failed { Notify::FAILURE } else { Notify::SUCCESS };
-    // RFC 3461 §4.1: without NOTIFY it is for failures.
-    if notify.0 & bit.0 == 0 && !(failed && notify.0 == 0) {
+    // RFC 3461 §4.1: without NOTIFY it is for failures, and may be for delays.
+    let (bit, unasked) = match fate {
+        Fate::Failed(_) => (Notify::FAILURE, true),
+        Fate::Delayed(..) => (Notify::DELAY, true),
+        Fate::Delivered | Fate::Relayed(_) => (Notify::SUCCESS, false),
+    };
+    if notify.0 & bit.0 == 0 && !(unasked && notify.0 == 0) {
         return Err(NotTold::Unwanted);
     }
     match (envelope.reverse_path(), envelope.identity()) {
@@ -71,6 +77,7 @@ pub(crate) fn make(
     now_ms: u64,
 ) -> io::Result<(Envelope, Vec<u8>)> {
     let failed = about.iter().any(|(_, fate)| matches!(fate, Fate::Failed(_)));
+    let delayed = about.iter().any(|(_, fate)| matches!(fate, Fate::Delayed(..)));
     let sender = mail.envelope.reverse_path().unwrap_or_default();
     let whole = failed && mail.envelope.ret == Some(Ret::Full) && mail.body_octets() <= RETURNED_OCTETS_MAX;
     let returned = returned(mail, whole)?;
@@ -83,7 +90,11 @@ pub(crate) fn make(
     text.0.extend_from_slice(b"\r\n");
     text.line(&["From: Mail Delivery System <MAILER-DAEMON@", hostname, ">"]);
     text.line(&["To: <", sender, ">"]);
-    let subject = if failed { "Undelivered mail returned to sender" } else { "Successful mail delivery report" };
+    let subject = match (failed, delayed) {
+        (true, _) => "Undelivered mail returned to sender",
+        (false, true) => "Delayed mail (still being tried)",
+        (false, false) => "Successful mail delivery report",
+    };
     text.line(&["Subject: ", subject]);
     text.line(&["Message-ID: <", &id.to_string(), "@", hostname, ">"]);
     text.line(&["Auto-Submitted: auto-replied"]);
@@ -99,11 +110,20 @@ pub(crate) fn make(
     text.line(&["Content-Transfer-Encoding: ", if utf8 { "8bit" } else { "7bit" }]);
     text.line(&[""]);
     text.line(&["This is the mail server ", hostname, "."]);
-    for (failures, head) in [
-        (true, "Your message could not be delivered to these recipients. It will not be tried again."),
-        (false, "Your message was delivered to these recipients, or given to a server that sends no reports."),
+    for (group, head) in [
+        (0, "Your message could not be delivered to these recipients. It will not be tried again."),
+        (
+            1,
+            "Your message could not be delivered to these recipients yet. You need not do anything: it is tried again.",
+        ),
+        (2, "Your message was delivered to these recipients, or given to a server that sends no reports."),
     ] {
-        let mut these = about.iter().filter(|(_, fate)| matches!(fate, Fate::Failed(_)) == failures).peekable();
+        let of = |fate: &Fate| match fate {
+            Fate::Failed(_) => 0,
+            Fate::Delayed(..) => 1,
+            Fate::Delivered | Fate::Relayed(_) => 2,
+        };
+        let mut these = about.iter().filter(|(_, fate)| of(fate) == group).peekable();
         if these.peek().is_some() {
             text.line(&[""]);
             text.line(&[head]);
@@ -111,7 +131,7 @@ pub(crate) fn make(
         }
         for (to, fate) in these {
             match fate {
-                Fate::Failed(trouble) => {
+                Fate::Failed(trouble) | Fate::Delayed(trouble, _) => {
                     text.line(&["  <", to.address, ">"]);
                     text.line(&["      ", trouble.said.as_deref().unwrap_or(&trouble.text)]);
                 }
@@ -156,15 +176,23 @@ pub(crate) fn make(
                 text.line(&["Status: 2.0.0"]);
                 text.line(&["Remote-MTA: dns; ", host]);
             }
-            Fate::Failed(trouble) => {
-                text.line(&["Action: failed"]);
-                text.line(&["Status: ", &trouble.status.to_string()]);
+            Fate::Failed(trouble) | Fate::Delayed(trouble, _) => {
+                let delayed = matches!(fate, Fate::Delayed(..));
+                text.line(&["Action: ", if delayed { "delayed" } else { "failed" }]);
+                // RFC 3463 §3: what may still come right is 4.y.z.
+                let class = if delayed { 4 } else { trouble.status.class };
+                text.line(&["Status: ", &Enhanced { class, ..trouble.status }.to_string()]);
                 if let Some(host) = &trouble.remote {
                     text.line(&["Remote-MTA: dns; ", host]);
                 }
                 match &trouble.said {
                     Some(said) => text.line(&["Diagnostic-Code: smtp; ", said]),
                     None => text.line(&["Diagnostic-Code: X-Portreeve; ", &trouble.text]),
+                }
+                if let Fate::Delayed(_, until_ms) = fate {
+                    text.0.extend_from_slice(b"Will-Retry-Until: ");
+                    smtp::trace::write_date(*until_ms, &mut text.0);
+                    text.0.extend_from_slice(b"\r\n");
                 }
             }
         }
@@ -314,7 +342,6 @@ impl Postbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smtp::client::Enhanced;
 
     fn envelope(sender: Option<&str>, identity: Option<&str>) -> Envelope {
         let mut envelope = Envelope::default();
@@ -326,6 +353,7 @@ mod tests {
     #[test]
     fn who_is_told() {
         let failed = Fate::Failed(Trouble::own(Enhanced::new(5, 0, 0), "x"));
+        let delayed = Fate::Delayed(Trouble::own(Enhanced::new(4, 0, 0), "x"), 0);
         let known = envelope(Some("a@b.example"), Some("a"));
         for (notify, fate, expect) in [
             (Notify(0), &failed, Ok(())),
@@ -335,6 +363,10 @@ mod tests {
             (Notify::SUCCESS, &Fate::Relayed("h".into()), Ok(())),
             (Notify(6), &failed, Ok(())),
             (Notify::DELAY, &failed, Err(NotTold::Unwanted)),
+            (Notify::DELAY, &delayed, Ok(())),
+            (Notify(0), &delayed, Ok(())),
+            (Notify::FAILURE, &delayed, Err(NotTold::Unwanted)),
+            (Notify::NEVER, &delayed, Err(NotTold::Unwanted)),
         ] {
             assert_eq!(wanted(&known, notify, fate), expect, "{notify:?} {fate:?}");
         }
@@ -343,6 +375,7 @@ mod tests {
         for (envelope, why) in never {
             assert_eq!(wanted(&envelope, Notify(0), &failed), Err(why));
             assert_eq!(wanted(&envelope, Notify::SUCCESS, &Fate::Delivered), Err(why));
+            assert_eq!(wanted(&envelope, Notify::DELAY, &delayed), Err(why));
         }
     }
 

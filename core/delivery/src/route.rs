@@ -38,6 +38,11 @@ impl<'a> Mail<'a> {
         self.until
     }
 
+    /// Whether the sender knows that this recipient has to wait.
+    pub(crate) fn is_told(&self, recipient: u32) -> bool {
+        self.message.is_told(recipient)
+    }
+
     /// When it was accepted, milliseconds since 1970.
     pub fn unix_ms(&self) -> u64 {
         self.message.unix_ms()

@@ -19,7 +19,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use smtp::client::Enhanced;
 use smtp::envelope::{Envelope, Recipient};
 use smtp::id::QueueId;
-use spool::{BodyTrouble, Disk, Doorbell, Follower, Hooks, Message, MessageKey, Notice, Options, Writer};
+use spool::{BodyTrouble, Disk, Doorbell, Floors, Follower, Hooks, Message, MessageKey, Notice, Options, Writer};
 
 use crate::event::{Event, Events};
 use crate::notice::{self, Fate, NotTold, Postbox};
@@ -38,8 +38,12 @@ pub struct Settings {
     pub threads: usize,
     /// How old a message may become.
     pub expire: Duration,
+    /// How old before its sender is told that it waits; `None`: never.
+    pub delay_notice: Option<Duration>,
     /// Our name in notices.
     pub hostname: String,
+    /// When what delivery writes itself (notices, the rest of a message that was passed through) finds no room.
+    pub floors: Floors,
     /// Where the ids of held messages are kept; `None`: a hold ends with the process.
     pub held: Option<PathBuf>,
 }
@@ -49,7 +53,17 @@ impl Settings {
     pub fn new(routes: Routes) -> Self {
         let expire = Duration::from_secs(5 * 24 * 3600);
         let hostname = "localhost".to_owned();
-        Self { routes, retry: Retry::default(), threads: 4, expire, hostname, held: None }
+        let delay_notice = Some(Duration::from_secs(4 * 3600));
+        Self {
+            routes,
+            retry: Retry::default(),
+            threads: 4,
+            expire,
+            delay_notice,
+            hostname,
+            floors: Floors::default(),
+            held: None,
+        }
     }
 }
 
@@ -140,7 +154,9 @@ pub(crate) struct Shared {
     pub(crate) passing: Passing,
     pub(crate) events: Arc<dyn Events>,
     expire: Duration,
+    delay_notice: Option<Duration>,
     hostname: String,
+    floors: Floors,
     disk: Arc<dyn Disk>,
     /// Made when the first notice is written.
     postbox: Mutex<Option<Arc<Postbox>>>,
@@ -182,6 +198,8 @@ pub(crate) struct Attempted {
     recipients: u32,
     pub(crate) settled: Vec<u32>,
     pub(crate) deferred: Vec<Deferred>,
+    /// Of those: whose sender was told so now.
+    told: Vec<u32>,
     /// A route had no connection for it: its place, and to where.
     busy: Option<(usize, Destination)>,
     /// No attempt was made for any that is deferred, and none should be for so long.
@@ -233,7 +251,9 @@ impl Service {
             passing: Passing::default(),
             events: events.clone(),
             expire: settings.expire,
+            delay_notice: settings.delay_notice,
             hostname: settings.hostname,
+            floors: settings.floors,
             disk: disk.clone(),
             postbox: Mutex::new(None),
             inbox: Mutex::default(),
@@ -456,7 +476,10 @@ impl Service {
                 self.defer(key, &message, Attempted { deferred, ..Attempted::default() });
             }
             None => {
-                let Attempted { recipients, settled, .. } = &attempted;
+                let Attempted { recipients, settled, told, .. } = &attempted;
+                if !told.is_empty() {
+                    self.follower.note_told(key, *recipients, told.iter().copied());
+                }
                 if !settled.is_empty() || *recipients == 0 {
                     self.follower.acknowledge(
                         key,
@@ -694,7 +717,12 @@ impl Shared {
                 }
             }),
         };
-        let options = Options { segment_octets: NOTICE_SEGMENT_OCTETS, pool_octets: 8 << 20, ..Options::default() };
+        let options = Options {
+            segment_octets: NOTICE_SEGMENT_OCTETS,
+            pool_octets: 8 << 20,
+            floors: self.floors,
+            ..Options::default()
+        };
         let made = Arc::new(Postbox::new(Writer::open(self.disk.clone(), options, hooks)?));
         *postbox = Some(made.clone());
         Ok(made)
@@ -833,6 +861,8 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
     let wait = |outcome: &mut Attempted, end: &End<'_>, reason: String| {
         outcome.deferred.push(Deferred { recipient: end.recipient.address.to_owned(), route: end.place, reason });
     };
+    // Whose sender hears now that they wait.
+    let mut told: Vec<u32> = Vec::new();
     let mut tried = false;
     let mut failed = false;
     let mut postponed: Option<Duration> = None;
@@ -858,6 +888,13 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
                 let mut trouble = trouble.clone();
                 if !never && !expired {
                     failed |= !matches!(end.verdict, Verdict::Postponed(..));
+                    let late = shared.delay_notice.is_some_and(|after| age >= after) && !mail.is_told(end.index);
+                    let until_ms = mail.unix_ms().saturating_add(shared.expire.as_millis() as u64);
+                    let fate = Fate::Delayed(trouble.clone(), until_ms);
+                    if late && notice::wanted(mail.envelope, end.recipient.notify, &fate).is_ok() {
+                        about.push((end.recipient, fate));
+                        told.push(end.index);
+                    }
                     wait(outcome, &end, trouble.text);
                     continue;
                 }
@@ -905,6 +942,10 @@ pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>
     }
     match shared.notify(mail, &about) {
         Ok(notice) => {
+            if !told.is_empty() {
+                shared.events.event(&Event::Delayed { id, recipients: told.len(), notice });
+            }
+            outcome.told = told;
             for (end, trouble) in failures {
                 outcome.settled.push(end.index);
                 let route = end.place.and_then(|place| shared.routes.get(place)).map_or("none", |route| route.name());

@@ -1,6 +1,7 @@
 //! The service with a real spool, real links and real Maildirs.
 
 pub(crate) mod hops;
+mod notices;
 mod pass;
 
 use std::collections::BTreeMap;
@@ -136,7 +137,8 @@ impl Running {
         let retry = Retry { first: Duration::from_millis(10), max: Duration::from_millis(50) };
         // The tests' messages are of 2023.
         let expire = Duration::from_secs(100 * 365 * 86_400);
-        let mut settings = Settings { retry, expire, ..Settings::new(routes) };
+        let floors = Floors { octets_percent: 0, octets_min: 0, inodes_percent: 0 };
+        let mut settings = Settings { retry, expire, floors, delay_notice: None, ..Settings::new(routes) };
         change(&mut settings);
         let events = Arc::new(move |event: &Event<'_>| events.add(event.to_string()));
         let (service, handle) = Service::open(disk, settings, events).unwrap();

@@ -346,6 +346,8 @@ pub struct MxRoute {
 pub struct Queue {
     /// How old a message may become.
     pub expire: Duration,
+    /// How old before its sender is told that it waits; zero: never.
+    pub delay_notice: Duration,
     /// To the second attempt.
     pub retry: Duration,
     /// Between attempts at most.
@@ -610,6 +612,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
         routes,
         queue: Queue {
             expire: top.time("queue.expire"),
+            delay_notice: top.time("queue.delay_notice"),
             retry: top.time("queue.retry"),
             retry_max: top.time("queue.retry_max"),
         },

@@ -1039,6 +1039,15 @@ pub const OPTIONS: &[Opt] = &[
         example: "\"48h\"",
     },
     Opt {
+        path: "queue.delay_notice",
+        kind: Kind::Duration { min: 0, max: 30 * 24 * HOUR },
+        default: Default::Is("\"4h\""),
+        reload: Reload::Command,
+        help: "How long a message may wait before its sender, when it had logged in and did not ask otherwise with NOTIFY, is \
+               told so, once for each recipient. `\"0s\"`: never.",
+        example: "\"30m\"",
+    },
+    Opt {
         path: "queue.retry",
         kind: Kind::Duration { min: SECOND, max: HOUR },
         default: Default::Is("\"30s\""),

@@ -160,6 +160,12 @@ fn level(config: &Config) -> Level {
     }
 }
 
+/// What the spool's disk keeps free.
+fn floors(config: &Config) -> spool::Floors {
+    let percent = config.spool.min_free_percent;
+    spool::Floors { octets_percent: percent, octets_min: config.spool.min_free, inodes_percent: percent }
+}
+
 /// A process' way to the log writer, with the link to it when there is one already.
 fn events(startup: &mut Startup) -> EventSender {
     let events = EventSender::new(EVENTS_OCTETS_MAX, startup.slot.clone());

@@ -5,7 +5,8 @@
 //! 32   mark (4 octets of the salt) │ checksum │ record's offset in the segment │ recipients │ kind │ bitmap
 //! ```
 //!
-//! Behind the last entry there may be zeros. An entry adds recipients that need no further delivery; entries add up, so reading one twice does
+//! Behind the last entry there may be zeros. An entry adds recipients that need no further delivery, or whose sender knows
+//! that they wait; entries add up, so reading one twice does
 //! no harm. A file is written by one life of the delivery process only: the next life begins a new
 //! generation beside it. So a torn tail is never appended to.
 
@@ -18,10 +19,18 @@ const MAGIC: [u8; 8] = *b"PRACKLG\x01";
 const HEADER_OCTETS: usize = 32;
 const ENTRY_HEAD_OCTETS: usize = 24;
 const BORDER: usize = 8;
-/// These recipients are settled.
-const KIND_SETTLED: u8 = 1;
 /// Zeros are written ahead up to multiples of this: a sync that changes no length costs the file system no journal.
 const FILL_OCTETS: u64 = 32 << 10;
+/// What an entry says of its recipients; a later program may say more, which is stepped over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum What {
+    /// They need nothing more.
+    Settled = 1,
+    /// Their sender was told that they have to wait.
+    Told = 2,
+}
+
 /// More recipients than any session takes; bounds what a damaged count can claim.
 const RECIPIENTS_MAX: u32 = 1 << 20;
 
@@ -63,8 +72,10 @@ pub(crate) struct Ack {
     pub(crate) offset: u64,
     /// How many recipients the message has; a message without any counts as one.
     pub(crate) recipients: u32,
-    /// Those that are settled now.
-    pub(crate) settled: Recipients,
+    /// What happened.
+    pub(crate) what: What,
+    /// To these.
+    pub(crate) whom: Recipients,
 }
 
 impl Ack {
@@ -74,8 +85,8 @@ impl Ack {
         to.extend_from_slice(&[0; 4]);
         to.extend_from_slice(&self.offset.to_le_bytes());
         to.extend_from_slice(&self.recipients.to_le_bytes());
-        to.extend_from_slice(&[KIND_SETTLED, 0, 0, 0]);
-        to.extend_from_slice(&self.settled.0);
+        to.extend_from_slice(&[self.what as u8, 0, 0, 0]);
+        to.extend_from_slice(&self.whom.0);
         to.resize(start + entry_octets(self.recipients), 0);
         let sum = sum(salt, &to[start + 8..]).to_le_bytes();
         to[start + 4..start + 8].copy_from_slice(&sum);
@@ -111,10 +122,11 @@ pub(crate) fn read(octets: &[u8]) -> Vec<Ack> {
             place += BORDER;
             continue;
         };
-        if head[20] == KIND_SETTLED {
+        let what = [What::Settled, What::Told].into_iter().find(|what| *what as u8 == head[20]);
+        if let Some(what) = what {
             let bitmap = &entry[ENTRY_HEAD_OCTETS..ENTRY_HEAD_OCTETS + (recipients as usize).div_ceil(8)];
             let offset = u64::from(number(8)) | (u64::from(number(12)) << 32);
-            acks.push(Ack { offset, recipients, settled: Recipients(bitmap.to_vec()) });
+            acks.push(Ack { offset, recipients, what, whom: Recipients(bitmap.to_vec()) });
         }
         place += entry.len();
     }
@@ -167,9 +179,9 @@ mod tests {
     fn sample() -> (Vec<u8>, Vec<Ack>) {
         let acks: Vec<Ack> = [(8192, 1), (9000, 3), (9096, 1000)]
             .map(|(offset, recipients)| {
-                let mut settled = Recipients::default();
-                settled.insert(recipients - 1);
-                Ack { offset, recipients, settled }
+                let mut whom = Recipients::default();
+                whom.insert(recipients - 1);
+                Ack { offset, recipients, what: if recipients == 3 { What::Told } else { What::Settled }, whom }
             })
             .into();
         let disk = crate::sim::SimDisk::new();
@@ -183,17 +195,17 @@ mod tests {
     }
 
     fn same(a: &Ack, b: &Ack) -> bool {
-        let members = |ack: &Ack| (0..ack.recipients).filter(|&index| ack.settled.contains(index)).collect::<Vec<_>>();
-        (a.offset, a.recipients) == (b.offset, b.recipients) && members(a) == members(b)
+        let members = |ack: &Ack| (0..ack.recipients).filter(|&index| ack.whom.contains(index)).collect::<Vec<_>>();
+        (a.offset, a.recipients, a.what) == (b.offset, b.recipients, b.what) && members(a) == members(b)
     }
 
     /// The format is a promise to later versions.
     #[test]
     fn golden_entry() {
-        let mut settled = Recipients::default();
-        [0, 9].into_iter().for_each(|recipient| settled.insert(recipient));
+        let mut whom = Recipients::default();
+        [0, 9].into_iter().for_each(|recipient| whom.insert(recipient));
         let mut octets = Vec::new();
-        Ack { offset: 0x1234, recipients: 10, settled }.encode(b"0123456789abcdef", &mut octets);
+        Ack { offset: 0x1234, recipients: 10, what: What::Settled, whom }.encode(b"0123456789abcdef", &mut octets);
         let hex: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
         assert_eq!(hex, "30313233d16b1ef834120000000000000a000000010000000102000000000000");
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use smtp::id::QueueId;
 
-use crate::ack::{self, Ack, AckFile, Recipients};
+use crate::ack::{self, Ack, AckFile, Recipients, What};
 use crate::bug::{Bug, planted};
 use crate::segment::{
     BadHeader, HEADER_COPIES, Item, Key, Kind, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader,
@@ -49,6 +49,7 @@ pub struct Message {
     prepend_octets: usize,
     large: Option<LargeBody>,
     settled: Recipients,
+    told: Recipients,
 }
 
 struct LargeBody {
@@ -89,6 +90,7 @@ impl Message {
             prepend_octets: prepend_octets as usize,
             large: Some(LargeBody { file: Box::new(file), octets: body_octets, sum: 0 }),
             settled: Recipients::default(),
+            told: Recipients::default(),
         })
     }
 
@@ -129,6 +131,11 @@ impl Message {
     /// Whether this recipient (by its place in the envelope) needs nothing more.
     pub fn is_settled(&self, recipient: u32) -> bool {
         self.settled.contains(recipient)
+    }
+
+    /// Whether this recipient's sender was told that it has to wait.
+    pub fn is_told(&self, recipient: u32) -> bool {
+        self.told.contains(recipient)
     }
 
     /// Reads a large body once and compares its checksum; do this before any of it is handed on. (Others
@@ -320,6 +327,8 @@ struct Segment {
     keep: bool,
     /// Settled in earlier lives, by offset (`None`: all of its recipients); taken out as the scan passes.
     settled: HashMap<u64, Option<Recipients>>,
+    /// Whose senders know that they wait, likewise.
+    told: HashMap<u64, Recipients>,
     /// Found and not settled yet.
     open: HashMap<u64, Progress>,
     acks: Option<AckFile>,
@@ -331,6 +340,7 @@ struct Segment {
 
 struct Progress {
     settled: Recipients,
+    told: Recipients,
     large: Option<QueueId>,
 }
 
@@ -437,7 +447,8 @@ impl Follower {
     pub fn read(&mut self, key: MessageKey, message: &mut Message) -> Result<(), ReadTrouble> {
         let disk = self.disk.clone();
         let segment = self.segment_mut(key.writer, key.segment).ok_or(ReadTrouble::Unknown)?;
-        let settled = segment.open.get(&key.offset).ok_or(ReadTrouble::Unknown)?.settled.clone();
+        let progress = segment.open.get(&key.offset).ok_or(ReadTrouble::Unknown)?;
+        let (settled, told) = (progress.settled.clone(), progress.told.clone());
         let opened;
         let file: &dyn File = match &segment.file {
             Some(file) => &**file,
@@ -459,7 +470,7 @@ impl Follower {
         {
             return Err(ReadTrouble::Unreadable);
         }
-        fill(message, key, &header, settled);
+        fill(message, key, &header, settled, told);
         if header.kind == Kind::Large {
             message.large = Some(open_body(&*disk, key.writer, &header).map_err(|_| ReadTrouble::Unreadable)?);
         }
@@ -479,7 +490,19 @@ impl Follower {
             segment.open.remove(&key.offset);
             segment.bodies_done.extend(large);
         }
-        segment.unlogged.push(Ack { offset: key.offset, recipients, settled: now });
+        segment.unlogged.push(Ack { offset: key.offset, recipients, what: What::Settled, whom: now });
+        self.unlogged.insert((key.writer, key.segment));
+    }
+
+    /// The sender was told that these recipients (of so many) have to wait. It is in the log after the next
+    /// [`Follower::sync`].
+    pub fn note_told(&mut self, key: MessageKey, recipients: u32, told: impl Iterator<Item = u32>) {
+        let Some(segment) = self.segment_mut(key.writer, key.segment) else { return };
+        let Some(progress) = segment.open.get_mut(&key.offset) else { return };
+        let mut now = Recipients::default();
+        told.filter(|&index| index < recipients).for_each(|index| now.insert(index));
+        progress.told.add(&now);
+        segment.unlogged.push(Ack { offset: key.offset, recipients, what: What::Told, whom: now });
         self.unlogged.insert((key.writer, key.segment));
     }
 
@@ -687,6 +710,7 @@ impl Follower {
             seals: Vec::new(),
             keep: false,
             settled: HashMap::new(),
+            told: HashMap::new(),
             open: HashMap::new(),
             acks: None,
             acks_generation: 0,
@@ -698,9 +722,13 @@ impl Follower {
                 segment.acks_generation = segment.acks_generation.max(generation + 1);
                 let log = read_whole(&*self.disk.open(&names::acks(writer, sequence, generation))?)?;
                 for ack in ack::read(&log) {
+                    if ack.what == What::Told {
+                        segment.told.entry(ack.offset).or_default().add(&ack.whom);
+                        continue;
+                    }
                     let settled = segment.settled.entry(ack.offset).or_insert_with(|| Some(Recipients::default()));
                     if let Some(some) = settled {
-                        some.add(&ack.settled);
+                        some.add(&ack.whom);
                         if some.count() >= ack.recipients {
                             *settled = None;
                         }
@@ -771,7 +799,7 @@ impl Follower {
                     if closed {
                         segment.read_out = true;
                         segment.file = None;
-                        segment.settled = HashMap::new();
+                        (segment.settled, segment.told) = (HashMap::new(), HashMap::new());
                         // What was read may be cut off when the next segment comes to the same place.
                         self.window_of = None;
                     }
@@ -779,6 +807,7 @@ impl Follower {
                 }
                 Some(Item::Record(header)) if matches!(header.kind, Kind::Message | Kind::Large) => {
                     let settled = segment.settled.remove(&header.offset).unwrap_or_else(|| Some(Recipients::default()));
+                    let told = segment.told.remove(&header.offset).unwrap_or_default();
                     let Some(settled) = settled else {
                         // Its body may have outlived the crash that followed the acknowledgement.
                         if header.kind == Kind::Large {
@@ -790,9 +819,11 @@ impl Follower {
                     message.payload.clear();
                     message.payload.extend_from_slice(self.window.at(&**file, from, header.payload_octets(), limit));
                     let large = (header.kind == Kind::Large).then_some(header.id);
-                    segment.open.insert(header.offset, Progress { settled: settled.clone(), large });
+                    segment
+                        .open
+                        .insert(header.offset, Progress { settled: settled.clone(), told: told.clone(), large });
                     let key = MessageKey { writer, segment: sequence, offset: header.offset };
-                    fill(message, key, &header, settled);
+                    fill(message, key, &header, settled, told);
                     if header.kind == Kind::Large {
                         match open_body(&*disk, writer, &header) {
                             Ok(body) => message.large = Some(body),
@@ -1059,14 +1090,14 @@ fn enqueue(work: &mut VecDeque<(WriterId, u64)>, writer: WriterId, sequence: u64
     }
 }
 
-fn fill(message: &mut Message, key: MessageKey, header: &RecordHeader, settled: Recipients) {
+fn fill(message: &mut Message, key: MessageKey, header: &RecordHeader, settled: Recipients, told: Recipients) {
     message.key = key;
     message.id = header.id.0;
     message.unix_ms = header.unix_ms;
     message.envelope_octets = header.envelope_octets as usize;
     message.prepend_octets = header.prepend_octets as usize;
     message.large = None;
-    message.settled = settled;
+    (message.settled, message.told) = (settled, told);
 }
 
 fn open_body(disk: &dyn Disk, writer: WriterId, header: &RecordHeader) -> io::Result<LargeBody> {

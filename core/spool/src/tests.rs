@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use smtp::id::QueueId;
 
 use self::damage::small_spool;
-use crate::sim::SimDisk;
+use crate::sim::{Image, SimDisk};
 use crate::{
     Completions, Disk, Doorbell, Entry, Floors, Follower, Handed, Hooks, Message, Notice, Options, Port, Trouble,
     Writer, WriterId,
@@ -392,6 +392,39 @@ fn a_doorbell_from_nowhere_does_nothing() {
     }
     assert_eq!(std::iter::from_fn(|| follower.next(&mut message).then_some(())).count(), 64);
     assert_eq!(Doorbell::decode(&[0; 31]), None);
+}
+
+#[test]
+fn who_was_told_is_known_after_a_restart_and_still_waits() {
+    let (disk, ..) = small_spool();
+    let first = |follower: &mut Follower| {
+        let mut message = Message::default();
+        assert!(follower.next(&mut message));
+        message
+    };
+    let key = {
+        let mut follower = Follower::open(Arc::new(disk.clone()), quiet()).unwrap();
+        let message = first(&mut follower);
+        assert!(!message.is_told(0));
+        follower.note_told(message.key(), 2, [1, 7].into_iter());
+        follower.sync();
+        let mut again = Message::default();
+        follower.read(message.key(), &mut again).unwrap();
+        assert!(again.is_told(1) && !again.is_told(0) && !again.is_told(7) && !again.is_settled(1));
+        message.key()
+    };
+    for image in [Image::Lost, Image::Kept] {
+        let disk = disk.image(image, 0);
+        let mut follower = Follower::open(Arc::new(disk.clone()), quiet()).unwrap();
+        let message = first(&mut follower);
+        assert_eq!(message.key(), key);
+        assert!(message.is_told(1) && !message.is_told(0) && !message.is_settled(1), "{image:?}");
+        follower.acknowledge(key, 2, 0..2);
+        follower.sync();
+        drop(follower);
+        let mut follower = Follower::open(Arc::new(disk), quiet()).unwrap();
+        assert_ne!(first(&mut follower).key(), key);
+    }
 }
 
 #[test]

@@ -257,7 +257,7 @@ impl Drop for Hop {
     }
 }
 
-fn hops(places: Vec<Place>, protocol: Protocol) -> Arc<dyn Route> {
+pub(super) fn hops(places: Vec<Place>, protocol: Protocol) -> Arc<dyn Route> {
     Arc::new(NextHops::new(hop_settings(places, protocol)).unwrap())
 }
 

@@ -41,7 +41,9 @@ pub fn run(mut startup: Startup) -> ExitCode {
         let settings = Settings {
             retry: Retry { first: config.queue.retry, max: config.queue.retry_max.max(config.queue.retry) },
             expire: config.queue.expire,
+            delay_notice: Some(config.queue.delay_notice).filter(|after| !after.is_zero()),
             hostname: config.hostname.clone().unwrap_or_else(config::system_hostname),
+            floors: super::floors(&config),
             held: Some(config.process.state_dir.join("run/held")),
             ..Settings::new(routes(&config, &tell)?)
         };
@@ -142,7 +144,7 @@ fn route(config: &Config, from: &config::Route, events: &Arc<dyn delivery::Event
 }
 
 /// What a delivery process is made from.
-type Basis = (Vec<(String, RouteKind)>, Vec<NextHopFile>, Queue, Option<String>, String);
+type Basis = (Vec<(String, RouteKind)>, Vec<NextHopFile>, Queue, (u64, u8), Option<String>, String);
 
 /// A file that a route is made from, and what it held.
 type NextHopFile = (PathBuf, Option<Zeroizing<Vec<u8>>>);
@@ -154,7 +156,8 @@ fn basis(config: &Config) -> Basis {
         RouteKind::Mx(mx) => next_hop::files_mx(mx),
         _ => Vec::new(),
     });
-    (routes, files.collect(), config.queue.clone(), config.hostname.clone(), config.log.level.clone())
+    let floors = (config.spool.min_free, config.spool.min_free_percent);
+    (routes, files.collect(), config.queue.clone(), floors, config.hostname.clone(), config.log.level.clone())
 }
 
 /// Adds what is new since `before` to the process' numbers.
@@ -202,6 +205,10 @@ fn record<'a>(event: &'a delivery::Event<'a>) -> Event<'a> {
             .word("id", id.to_string())
             .number("recipients", u64::from(*recipients))
             .word("text", *reason),
+        delivery::Event::Delayed { id, recipients, notice } => Event::log("delayed", Level::Info, now)
+            .word("id", id.to_string())
+            .number("recipients", *recipients as u64)
+            .word("notice", notice.to_string()),
         delivery::Event::Removed { id } => Event::log("removed", Level::Warning, now).word("id", id.to_string()),
         other => {
             let (name, level) = match other {

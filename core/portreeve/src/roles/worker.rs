@@ -17,7 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sasl::{Secret, flag};
 use smtp::envelope::Recipient;
 use smtp::listener::Tls;
-use spool::{Doorbell, Durability, Floors, Hooks, Options, RealDisk, Writer};
+use spool::{Doorbell, Durability, Hooks, Options, RealDisk, Writer};
 use supervisor::child::{Later, Peer, Startup};
 use telemetry::{Counter, Event, EventSender, Level, Slot};
 use tls::{CertificateStore, ClientAuth, Pem, ServerTls, Settings, TicketKeys, Version};
@@ -447,11 +447,7 @@ fn open_spool(config: &Config, doorbell: &Arc<Door>, events: &EventSender) -> Re
             }
             false => Durability::None,
         },
-        floors: Floors {
-            octets_percent: config.spool.min_free_percent,
-            octets_min: config.spool.min_free,
-            inodes_percent: config.spool.min_free_percent,
-        },
+        floors: super::floors(config),
         ..Options::default()
     };
     let (door, log) = (doorbell.clone(), events.clone());
