@@ -28,11 +28,11 @@ impl Client {
         client
     }
 
-    fn say(&mut self, line: &str) {
+    pub fn say(&mut self, line: &str) {
         self.0.get_mut().write_all(format!("{line}\r\n").as_bytes()).expect("sent");
     }
 
-    fn reply(&mut self) -> String {
+    pub fn reply(&mut self) -> String {
         let mut reply = String::new();
         loop {
             let start = reply.len();
@@ -62,16 +62,16 @@ impl Client {
 }
 
 /// Compiles a library to where the server looks for it, by a rename as an installer would.
-fn compile(folder: &Path, source: &Path, id: &str, defines: &[&str]) {
+pub fn compile(folder: &Path, source: &Path, id: &str, more: &[&str]) {
     let made = folder.join("new");
     let (status, text) = output(
         Command::new("cc")
             .args(["-std=gnu11", "-w", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"])
-            .args(defines)
             .arg("-I")
             .arg(root().join("plugins/abi"))
             .arg("-o")
-            .args([&made, source]),
+            .args([&made, source])
+            .args(more),
     );
     assert!(status.success(), "{text}");
     fs::rename(made, folder.join(format!("portreeve_{id}.so"))).expect("installed");

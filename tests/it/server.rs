@@ -72,6 +72,7 @@ pub fn program() -> PathBuf {
             "-p",
             "peers",
         ]);
+        build.args(["-p", "portreeve-example-store"]);
         build.arg("--target-dir").arg(profile.parent().expect("the target folder"));
         if profile.ends_with("release") {
             build.arg("--release");

@@ -69,6 +69,15 @@ impl Directory {
         self.tokens.is_some()
     }
 
+    /// Everything that workers remember is stale.
+    pub fn forget(&self) {
+        self.epoch.raise();
+    }
+
+    pub(crate) fn epoch_now(&self) -> u64 {
+        self.epoch.current()
+    }
+
     /// The users now.
     pub fn users(&self) -> Arc<Users> {
         self.users.read().clone()
@@ -90,10 +99,7 @@ impl Directory {
             Question::FetchKey { kind, .. } => {
                 self.users().options().secrets.allow_cleartext && scram_hash(*kind).is_some()
             }
-            Question::VerifyExternal { .. }
-            | Question::Asserted { .. }
-            | Question::Recipient { .. }
-            | Question::Sender { .. } => false,
+            _ => false,
         }
     }
 
@@ -133,6 +139,8 @@ impl Directory {
                     None => sasl_answer(Status::Denied, false, None, &[], None, to),
                 }
             }
+            // Asked where the back ends are: in the loop.
+            Question::Backend { .. } => sasl_answer(Status::Unsupported, false, None, &[], None, to),
             Question::Recipient { address } => recipient(&users, address, to),
             Question::Sender { identity, address } => {
                 let status = if may_send_as(&users, identity, address) { 0 } else { 1 };
@@ -291,7 +299,8 @@ pub fn temporary(question: &Question<'_>, to: &mut Vec<u8>) {
         | Question::FetchKey { .. }
         | Question::VerifyExternal { .. }
         | Question::VerifyToken { .. }
-        | Question::Asserted { .. } => {
+        | Question::Asserted { .. }
+        | Question::Backend { .. } => {
             sasl_answer(Status::Temporary, false, None, &[], None, to);
         }
         Question::Recipient { .. } => Answer::Recipient { status: 2, mailbox: "" }.encode(to),
@@ -335,7 +344,7 @@ fn matches(patterns: &[String], address: &str) -> bool {
 
 /// Whether `user` may act as `authzid`, and who that is if it is somebody else. `None` is answered exactly
 /// as a wrong password is.
-fn authorize(users: &Users, user: &User, authzid: &[u8]) -> Option<Option<User>> {
+pub(crate) fn authorize(users: &Users, user: &User, authzid: &[u8]) -> Option<Option<User>> {
     if authzid.is_empty() {
         return Some(None);
     }
@@ -386,7 +395,7 @@ fn claimed(users: &Users, authcid: &[u8], realm: &[u8]) -> (Option<String>, Opti
     (name, user)
 }
 
-fn scram_hash(kind: u32) -> Option<Hash> {
+pub(crate) fn scram_hash(kind: u32) -> Option<Hash> {
     match KeyKind::from_abi(kind)? {
         KeyKind::ScramSha1 => Some(Hash::Sha1),
         KeyKind::ScramSha256 => Some(Hash::Sha256),
@@ -396,9 +405,9 @@ fn scram_hash(kind: u32) -> Option<Hash> {
 }
 
 /// Who proves it, whom they act as, with which mechanism, at which epoch.
-type Whose<'a> = (&'a User, &'a User, &'a str, u64);
+pub(crate) type Whose<'a> = (&'a User, &'a User, &'a str, u64);
 
-fn scram_answer(keys: &ScramKeys, whose: Option<Whose<'_>>, to: &mut Vec<u8>) {
+pub(crate) fn scram_answer(keys: &ScramKeys, whose: Option<Whose<'_>>, to: &mut Vec<u8>) {
     let mut data = Zeroizing::new(Vec::with_capacity(keys.salt.len() + 2 * keys.stored_key.len()));
     data.extend_from_slice(&keys.salt);
     data.extend_from_slice(&keys.stored_key);
@@ -411,7 +420,7 @@ fn scram_answer(keys: &ScramKeys, whose: Option<Whose<'_>>, to: &mut Vec<u8>) {
     sasl_answer(Status::Ok, whose.is_none(), whose, &data, Some(scram), to);
 }
 
-fn sasl_answer(
+pub(crate) fn sasl_answer(
     status: Status,
     doomed: bool,
     whose: Option<Whose<'_>>,

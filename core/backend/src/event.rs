@@ -45,6 +45,39 @@ pub enum Event {
         /// How many so far.
         total: u64,
     },
+    /// A back end of a library has failed too often in a row: its users are answered "temporary" at once.
+    BackendDown {
+        /// The back end.
+        name: String,
+    },
+    /// It answers again.
+    BackendWell {
+        /// The back end.
+        name: String,
+    },
+    /// A back end could not answer, or answered what it must not.
+    BackendTrouble {
+        /// The back end.
+        name: String,
+        /// In the library's words, escaped, or ours.
+        text: String,
+    },
+    /// The process of a library is ended.
+    BackendCondemned {
+        /// The library.
+        library: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// A library logged something.
+    BackendWords {
+        /// The library.
+        library: String,
+        /// `PRV_LOG_*`.
+        level: u64,
+        /// Its words, escaped.
+        text: String,
+    },
     /// Checking a secret panicked: a bug. The question was answered "temporary".
     Panicked,
     /// A bearer token was refused; told once a second at most.
@@ -71,7 +104,15 @@ pub enum Event {
 impl Event {
     /// Whether somebody has to act.
     pub fn is_error(&self) -> bool {
-        !matches!(self, Self::Loaded { .. } | Self::TokenRefused { .. } | Self::TokensBack { .. })
+        let quiet = matches!(
+            self,
+            Self::Loaded { .. }
+                | Self::TokenRefused { .. }
+                | Self::TokensBack { .. }
+                | Self::BackendWell { .. }
+                | Self::BackendWords { .. }
+        );
+        !quiet
     }
 
     /// A stable id for filters.
@@ -82,6 +123,11 @@ impl Event {
             Self::LooseMode { .. } => "users.loose-mode",
             Self::LinkBroken { .. } => "directory.link-broken",
             Self::AnswersDropped { .. } => "directory.answers-dropped",
+            Self::BackendDown { .. } => "backend.down",
+            Self::BackendWell { .. } => "backend.well",
+            Self::BackendTrouble { .. } => "backend.trouble",
+            Self::BackendCondemned { .. } => "backend.condemned",
+            Self::BackendWords { .. } => "plugin.log",
             Self::Panicked => "directory.panicked",
             Self::TokenRefused { .. } => "tokens.refused",
             Self::TokenTrouble { .. } => "tokens.trouble",
@@ -111,6 +157,15 @@ impl fmt::Display for Event {
                 write!(f, "token issuer {issuer:?}: {why}; until that ends, its users are told 454")
             }
             Self::TokensBack { issuer } => write!(f, "token issuer {issuer:?}: its tokens are checked again"),
+            Self::BackendDown { name } => {
+                write!(f, "back end {name} fails again and again: logins through it are answered 454 until it is well")
+            }
+            Self::BackendWell { name } => write!(f, "back end {name} answers again"),
+            Self::BackendTrouble { name, text } => write!(f, "back end {name}: {text}"),
+            Self::BackendCondemned { library, why } => {
+                write!(f, "the process of the back ends of {library} is ended: {why}")
+            }
+            Self::BackendWords { library, level, text } => write!(f, "{library}: level {level}: {text}"),
             Self::Panicked => f.write_str("checking a secret panicked; please report this with the lines before it"),
         }
     }

@@ -7,6 +7,7 @@
 //! directory answers questions                                            pool     checks passwords away from the loop
 //! token     whose a bearer token is
 //! serve     the directory process: a loop over links
+//! broker    back ends of libraries: whom to ask, how long to wait         outside  what they say, looked at
 //! ```
 //!
 //! The file is read whole into memory, so a lookup never blocks; what is slow on purpose, hashing, runs in
@@ -27,10 +28,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod decoy;
 pub mod directory;
 pub mod edit;
 pub mod event;
+pub mod outside;
 pub mod pool;
 pub mod prep;
 pub mod scheme;

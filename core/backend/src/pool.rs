@@ -193,7 +193,7 @@ fn work(directory: &Directory, job: &Job, wait_max: Duration, report: &Report) -
 }
 
 /// Whoever has an IPv6 network has all its addresses.
-fn source(client: IpAddr) -> IpAddr {
+pub(crate) fn source(client: IpAddr) -> IpAddr {
     match client {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !0 << 64)),
         v4 => v4,

@@ -4,7 +4,8 @@
 //! ```text
 //! worker ⇄ link ─ question ─┬─ recipient, sender, stored key ─ answered in the loop ─┐
 //! worker ⇄ link ─           ├─ password ─ pool ─ bell ───────────────────────────────┤
-//! worker ⇄ link ─           └─ bearer token ─ pool of its own, which may wait ─ bell ┴─ outbox of that link
+//! worker ⇄ link ─           ├─ bearer token ─ pool of its own, which may wait ─ bell ┤
+//! worker ⇄ link ─           └─ effect for a library's back end ─ broker ⇄ its process ┴─ outbox of that link
 //! supervisor ⇄ control link ─ the caller's closure: new links, stop
 //! ```
 //!
@@ -20,11 +21,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use link::backend::Reply;
 use link::directory::{ANSWER, QUESTION, Question};
+use link::message::Message;
 use link::{Frame, Link, Outbox, Received, frames};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zeroize::Zeroize as _;
 
+use crate::broker::{Broker, Ended, Now, Refusal, Spec};
 use crate::decoy::Decoys;
 use crate::directory::{Directory, Epoch, temporary};
 use crate::event::{Event, Report};
@@ -62,6 +66,8 @@ pub struct Config {
     pub wait_max: Duration,
     /// Who can tell whose a bearer token is.
     pub issuers: Vec<crate::token::Issuer>,
+    /// Back ends of libraries.
+    pub backends: Vec<Spec>,
 }
 
 impl Config {
@@ -76,6 +82,7 @@ impl Config {
             queue_max: 4096,
             wait_max: Duration::from_secs(2),
             issuers: Vec::new(),
+            backends: Vec::new(),
         }
     }
 }
@@ -139,6 +146,7 @@ pub enum Control<'a> {
 pub struct Service {
     directory: Arc<Directory>,
     pools: Pools,
+    broker: Broker,
     links: Vec<Peer>,
     links_so_far: u64,
     counts: Counts,
@@ -193,6 +201,7 @@ impl Service {
         Ok(Self {
             directory,
             pools: Pools { passwords, tokens },
+            broker: Broker::new(config.backends, report.clone()),
             links: Vec::new(),
             links_so_far: 0,
             counts: Counts::default(),
@@ -206,6 +215,12 @@ impl Service {
     pub fn add_link(&mut self, link: Link) {
         self.links_so_far += 1;
         self.links.push(Peer { key: self.links_so_far, link, outbox: Outbox::new(OUTBOX_OCTETS_MAX) });
+    }
+
+    /// A process that runs the back ends of `library` is there. What workers remember is from before it.
+    pub fn add_library(&mut self, library: &str, generation: u32, link: Link) {
+        self.broker.connect(library, generation, link);
+        self.directory.forget();
     }
 
     /// How many workers are served.
@@ -269,7 +284,7 @@ impl Service {
     /// Sleeps until there is something to do.
     fn wait(&self, control: &Link, until: Instant) -> io::Result<()> {
         let with_output = |outbox: &Outbox| if outbox.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-        let mut fds = Vec::with_capacity(self.links.len() + 3);
+        let mut fds = Vec::with_capacity(self.links.len() + 8);
         fds.push(PollFd::new(control, PollFlags::IN | with_output(&self.supervisor)));
         fds.push(PollFd::new(&self.pools.passwords, PollFlags::IN));
         fds.extend(self.pools.tokens.iter().map(|pool| PollFd::new(pool, PollFlags::IN)));
@@ -278,7 +293,13 @@ impl Service {
             let flags = if peer.outbox.is_empty() { PollFlags::IN } else { PollFlags::OUT };
             fds.push(PollFd::new(&peer.link, flags));
         }
-        let wait = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        for (link, unsent) in self.broker.interest() {
+            fds.push(PollFd::new(link, PollFlags::IN | if unsent { PollFlags::OUT } else { PollFlags::empty() }));
+        }
+        let mut wait = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        if let Some(next_ms) = self.broker.next_ms() {
+            wait = wait.min(Duration::from_millis(next_ms.saturating_sub(link::monotonic_ms()) + 1));
+        }
         let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() };
         match poll(&mut fds, Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -290,7 +311,8 @@ impl Service {
     fn turn(&mut self, packet: &mut Vec<u8>) {
         let dropped = self.counts.dropped;
         let (links, counts) = (&mut self.links, &mut self.counts);
-        let (directory, pools) = (&self.directory, &mut self.pools);
+        let now = now();
+        let (directory, pools, broker) = (&self.directory, &mut self.pools, &mut self.broker);
         for pool in std::iter::once(&mut pools.passwords).chain(&mut pools.tokens) {
             pool.collect(|ticket, answer| {
                 if let Some(peer) = links.iter_mut().find(|peer| peer.key == ticket.link) {
@@ -299,16 +321,49 @@ impl Service {
             });
         }
         self.links.retain_mut(|peer| {
-            let served = peer.serve(directory, pools, counts, packet);
+            let served = peer.serve(directory, pools, (broker, now), counts, packet);
             if let Err(Some(why)) = &served {
                 (self.report)(&Event::LinkBroken { why: why.to_string() });
             }
             served.is_ok()
         });
+        self.broker.turn(now);
+        self.answer_outside(now);
         if self.counts.dropped > dropped {
             (self.report)(&Event::AnswersDropped { total: self.counts.dropped });
         }
     }
+}
+
+impl Service {
+    /// Answers what back ends of libraries have answered, or have not in time.
+    fn answer_outside(&mut self, now: Now) {
+        for Ended { ticket, backend, question, reply } in self.broker.take_ended() {
+            let Ok(Question::Backend { effect, .. }) = Question::decode(question.expose()) else { continue };
+            let Some(spec) = self.broker.spec(backend) else { continue };
+            let reply = reply.as_ref().and_then(|octets| Reply::decode(octets.expose()).ok());
+            let mut answer = zeroize::Zeroizing::new(Vec::new());
+            let looked_at = self.directory.outside(spec, &effect, reply.as_ref(), &mut answer);
+            if let Err(fault) = looked_at {
+                self.broker.broken(backend, fault, now);
+            }
+            if let Some(peer) = self.links.iter_mut().find(|peer| peer.key == ticket.link) {
+                peer.answer(ticket.id, &mut self.counts, |to| to.extend_from_slice(&answer));
+                // The worker should not wait for the next turn of the loop; what does not fit goes then.
+                let _ = peer.outbox.flush(&peer.link);
+            }
+        }
+        for (library, generation) in self.broker.take_stuck() {
+            let message = Message::Stuck { id: &library, generation };
+            let _ = self.supervisor.push(message.kind(), 0, |to| message.encode(to));
+        }
+    }
+}
+
+/// Both clocks.
+fn now() -> Now {
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Now { ms: link::monotonic_ms(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
 }
 
 impl Peer {
@@ -317,6 +372,7 @@ impl Peer {
         &mut self,
         directory: &Directory,
         pools: &mut Pools,
+        (broker, now): (&mut Broker, Now),
         counts: &mut Counts,
         packet: &mut Vec<u8>,
     ) -> Result<(), Option<io::Error>> {
@@ -331,7 +387,7 @@ impl Peer {
                 Received::Packet { .. } => {}
             }
             let heard = frames(packet).try_for_each(|frame| {
-                self.question(frame?, directory, pools, counts);
+                self.question(frame?, directory, pools, (broker, now), counts);
                 Ok(())
             });
             packet.as_mut_slice().zeroize();
@@ -340,7 +396,14 @@ impl Peer {
         self.outbox.flush(&self.link).map_err(gone).map(drop)
     }
 
-    fn question(&mut self, frame: Frame<'_>, directory: &Directory, pools: &mut Pools, counts: &mut Counts) {
+    fn question(
+        &mut self,
+        frame: Frame<'_>,
+        directory: &Directory,
+        pools: &mut Pools,
+        (broker, now): (&mut Broker, Now),
+        counts: &mut Counts,
+    ) {
         if frame.kind != QUESTION {
             counts.unknown += 1;
             return;
@@ -366,6 +429,18 @@ impl Peer {
                 if !pool.offer(ticket, client_ip, frame.payload) {
                     counts.refused += 1;
                     self.answer(frame.id, counts, |to| temporary(&question, to));
+                }
+            }
+            Question::Backend { .. } => {
+                let ticket = Ticket { link: self.key, id: frame.id };
+                match broker.ask(ticket, frame.payload, now) {
+                    Ok(()) => {}
+                    Err(Refusal::Temporary) => {
+                        counts.refused += 1;
+                        self.answer(frame.id, counts, |to| temporary(&question, to));
+                    }
+                    // The directory itself has no back end for it, either.
+                    Err(Refusal::Unsupported) => self.answer(frame.id, counts, |to| directory.answer(&question, to)),
                 }
             }
             _ => self.answer(frame.id, counts, |to| directory.answer(&question, to)),

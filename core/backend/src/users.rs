@@ -324,7 +324,8 @@ impl Users {
         self.find(Key::Name(name))
     }
 
-    fn aliased(&self, alias: &str) -> Option<User> {
+    /// Whose alias this is.
+    pub fn aliased(&self, alias: &str) -> Option<User> {
         self.find(Key::Alias(alias))
     }
 

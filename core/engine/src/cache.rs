@@ -40,10 +40,11 @@ impl Passwords {
         Ok(Self { key, sets: (0..SETS).map(|_| Mutex::default()).collect(), lifetime_ms })
     }
 
-    /// The tag of a login. The mechanism is part of it: an account may be barred from one and not from another.
-    pub fn tag(&self, mechanism: &str, authcid: &[u8], authzid: &[u8], password: &[u8]) -> Tag {
+    /// The tag of a login. The mechanism is part of it: an account may be barred from one and not from another. So is
+    /// the back end (empty: our own): the same name in two of them may be two people.
+    pub fn tag(&self, backend: &str, mechanism: &str, authcid: &[u8], authzid: &[u8], password: &[u8]) -> Tag {
         let mut mac = self.key.clone();
-        for part in [mechanism.as_bytes(), authcid, authzid, password] {
+        for part in [backend.as_bytes(), mechanism.as_bytes(), authcid, authzid, password] {
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part);
         }
@@ -157,33 +158,35 @@ mod tests {
     #[test]
     fn a_verified_password_lives_for_its_epoch_and_its_time() {
         let passwords = Passwords::new(300_000).unwrap();
-        let tag = passwords.tag("PLAIN", b"alice", b"", b"secret");
+        let tag = passwords.tag("", "PLAIN", b"alice", b"", b"secret");
         assert!(passwords.find(tag, 7, 0).is_none());
         passwords.keep(tag, identity(7), 1000);
         assert_eq!(&*passwords.find(tag, 7, 300_999).unwrap().name, "alice@demo.test");
         assert!(passwords.find(tag, 7, 301_000).is_none(), "too old");
         assert!(passwords.find(tag, 8, 1000).is_none(), "the directory has changed");
-        for (mechanism, authcid, authzid, password) in [
-            ("LOGIN", "alice", "", "secret"),
-            ("PLAIN", "alic", "e", "secret"),
-            ("PLAIN", "alice", "secret", ""),
-            ("PLAIN", "alice", "", "Secret"),
+        for (backend, mechanism, authcid, authzid, password) in [
+            ("", "LOGIN", "alice", "", "secret"),
+            ("", "PLAIN", "alic", "e", "secret"),
+            ("", "PLAIN", "alice", "secret", ""),
+            ("", "PLAIN", "alice", "", "Secret"),
+            ("ldap", "PLAIN", "alice", "", "secret"),
+            ("PLAIN", "", "alice", "", "secret"),
         ] {
-            let other = passwords.tag(mechanism, authcid.as_bytes(), authzid.as_bytes(), password.as_bytes());
-            assert!(passwords.find(other, 7, 1000).is_none(), "{mechanism} {authcid} {authzid} {password}");
+            let other = passwords.tag(backend, mechanism, authcid.as_bytes(), authzid.as_bytes(), password.as_bytes());
+            assert!(passwords.find(other, 7, 1000).is_none(), "{backend} {mechanism} {authcid} {authzid} {password}");
         }
-        assert!(Passwords::new(1).unwrap().tag("PLAIN", b"alice", b"", b"secret") != tag, "one key per process");
+        assert!(Passwords::new(1).unwrap().tag("", "PLAIN", b"alice", b"", b"secret") != tag, "one key per process");
     }
 
     #[test]
     fn the_password_table_is_bounded() {
         let passwords = Passwords::new(300_000).unwrap();
         for n in 0..40_000u64 {
-            passwords.keep(passwords.tag("PLAIN", &n.to_le_bytes(), b"", b""), identity(0), n);
+            passwords.keep(passwords.tag("", "PLAIN", &n.to_le_bytes(), b"", b""), identity(0), n);
         }
         let kept: usize = passwords.sets.iter().map(|set| set.lock().len()).sum();
         assert!(kept <= SETS * SET_ENTRIES && kept > SETS * SET_ENTRIES / 2, "{kept}");
-        let newest = passwords.tag("PLAIN", &39_999u64.to_le_bytes(), b"", b"");
+        let newest = passwords.tag("", "PLAIN", &39_999u64.to_le_bytes(), b"", b"");
         assert!(passwords.find(newest, 0, 40_000).is_some());
     }
 

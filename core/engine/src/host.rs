@@ -16,7 +16,7 @@ use spool::Commit;
 use telemetry::{Counter, Event, Histogram};
 
 use crate::budget::Budget;
-use crate::cache::{Addresses, Passwords};
+use crate::cache::{Addresses, Passwords, Tag};
 use crate::connection::{Held, Message, Pending, Tls};
 use crate::entropy::Entropy;
 use crate::passing::Passing;
@@ -147,21 +147,92 @@ impl TurnHost<'_> {
         }
     }
 
+    /// Asks a back end of a library.
+    fn ask_outside(&mut self, backend: &str, mechanism: &str, effect: sasl::Effect<'_>) -> Option<Outcome> {
+        let none: &[u8] = b"";
+        let kind = effect.kind();
+        let (mut names, spki);
+        names = Vec::new();
+        // [authcid, authzid, data, data2, service] as `prv_request` has them.
+        let (arg, [authcid, authzid, data, data2, service]) = match effect {
+            sasl::Effect::VerifyPassword { authcid, authzid, password } => {
+                (0, [authcid, authzid, password, none, none])
+            }
+            sasl::Effect::FetchKey { kind, authcid, authzid, realm } => {
+                (kind as u32, [authcid, authzid, realm, none, none])
+            }
+            sasl::Effect::VerifyToken { token, authzid, fields } => (0, [none, authzid, token, fields, none]),
+            sasl::Effect::VerifyExternal { authzid } => {
+                let Some(certificate) = self.tls.and_then(|tls| tls.session.client_identity()) else {
+                    return Some(Outcome::Sasl(sasl_outcome(sasl::Status::Denied)));
+                };
+                let all = [("mail", &certificate.mail), ("uri", &certificate.uris), ("cn", &certificate.common_names)];
+                for (kind, names_of) in all {
+                    // A name with a control character would look like two.
+                    for name in names_of.iter().filter(|name| !name.contains(char::is_control)) {
+                        names.extend_from_slice(format!("{kind}={name}\x01").as_bytes());
+                    }
+                }
+                spki = certificate.spki_sha256;
+                (0, [none, authzid, &spki[..], &names[..], none])
+            }
+            sasl::Effect::BackendCall { service, request } => (0, [none, none, request, none, service]),
+            sasl::Effect::ChannelBinding { .. } => return None,
+        };
+        // PRV_C_TLS, PRV_C_CLIENT_CERT.
+        let facts = self.tls.and_then(|tls| tls.facts.as_ref());
+        let certified = facts.is_some_and(|facts| facts.client_certificate);
+        let effect = link::backend::Effect {
+            effect: kind as u32,
+            arg,
+            conn_flags: u32::from(self.tls.is_some()) | u32::from(certified) << 1,
+            tls_version: facts.map_or(0, |facts| facts.version),
+            session: self.id.0,
+            client_ip: self.peer.ip,
+            mechanism,
+            listener: &self.port.listener.name,
+            sni: facts.map_or("", |facts| &facts.sni),
+            authcid,
+            authzid,
+            data,
+            data2,
+            service,
+        };
+        let question = Question::Backend { backend, effect };
+        if kind != sasl::EffectKind::VerifyPassword {
+            return self.ask(&question, Asked::Key);
+        }
+        let tag = self.shared.passwords.tag(backend, mechanism, authcid, authzid, data);
+        self.verified(tag).or_else(|| self.ask(&question, Asked::Password(tag)))
+    }
+
+    /// What is remembered of a password.
+    fn verified(&mut self, tag: Tag) -> Option<Outcome> {
+        let identity = self.shared.passwords.find(tag, self.local.watch.epoch(), self.local.now.ms)?;
+        self.local.watch.add(Counter::DirectoryCacheHits, 1);
+        let mut outcome = sasl_outcome(sasl::Status::Ok);
+        outcome.identity = Some(identity);
+        Some(Outcome::Sasl(outcome))
+    }
+
     fn sasl(&mut self, mechanism: &sasl::MechanismName, effect: sasl::Effect<'_>) -> Option<Outcome> {
         self.local.secret = true;
+        let outside = match (&self.port.backend, effect.kind()) {
+            (_, sasl::EffectKind::ChannelBinding) => None,
+            (Some(backend), _) => Some(&**backend),
+            // A mechanism may call the back end of its own library wherever it is offered.
+            (None, sasl::EffectKind::BackendCall) => Some(""),
+            (None, _) => None,
+        };
+        if let Some(backend) = outside {
+            return self.ask_outside(backend, mechanism.as_str(), effect);
+        }
         let (listener, client_ip, mechanism) = (&*self.port.listener.name, self.peer.ip, mechanism.as_str());
         match effect {
             sasl::Effect::VerifyPassword { authcid, authzid, password } => {
                 let question = Question::VerifyPassword { listener, client_ip, mechanism, authcid, authzid, password };
-                let passwords = &self.shared.passwords;
-                let tag = passwords.tag(mechanism, authcid, authzid, password);
-                if let Some(identity) = passwords.find(tag, self.local.watch.epoch(), self.local.now.ms) {
-                    self.local.watch.add(Counter::DirectoryCacheHits, 1);
-                    let mut outcome = sasl_outcome(sasl::Status::Ok);
-                    outcome.identity = Some(identity);
-                    return Some(Outcome::Sasl(outcome));
-                }
-                self.ask(&question, Asked::Password(tag))
+                let tag = self.shared.passwords.tag("", mechanism, authcid, authzid, password);
+                self.verified(tag).or_else(|| self.ask(&question, Asked::Password(tag)))
             }
             sasl::Effect::FetchKey { kind, authcid, authzid, realm } => {
                 let kind = kind as u32;

@@ -43,6 +43,7 @@
 //!         listener: Arc::new(smtp::Listener { tls: smtp::listener::Tls::Off, ..testing::listener(Role::Mx) }),
 //!         sockets: vec![Socket { shard: 0, fd: socket.into() }],
 //!         tls: None,
+//!         backend: None,
 //!         exempt_nets: Vec::new(),
 //!         cleartext_nets: Vec::new(),
 //!         limits: limits::Config::mx(),

@@ -45,7 +45,7 @@ struct Pending {
 pub enum Asked {
     /// A password; a good answer is remembered under the tag.
     Password(Tag),
-    /// A key.
+    /// A key, or whatever else is not remembered.
     Key,
     /// A certificate.
     External,
@@ -336,6 +336,7 @@ fn octets_max(question: &Question<'_>) -> usize {
             Question::Asserted { listener, mechanism, authcid, authzid, .. } => {
                 listener.len() + mechanism.len() + authcid.len() + authzid.len()
             }
+            Question::Backend { backend, effect } => backend.len() + effect.octets_max(),
             Question::Recipient { address } => address.len(),
             Question::Sender { identity, address } => identity.len() + address.len(),
         }

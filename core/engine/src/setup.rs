@@ -54,6 +54,8 @@ pub struct Port {
     pub exempt_nets: Vec<IpNet>,
     /// Networks that may use plaintext mechanisms without TLS.
     pub cleartext_nets: Vec<IpNet>,
+    /// The back end of a library that knows this listener's users; `None`: the directory's own.
+    pub backend: Option<Box<str>>,
     /// What one client may do. Not asked for exempt networks.
     pub limits: limits::Config,
     /// When to stop waiting.

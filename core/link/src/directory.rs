@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::BadPacket;
+use crate::backend::Effect;
 use crate::codec::{Put, Reader};
 
 /// Frame kind of a [`Question`].
@@ -84,6 +85,13 @@ pub enum Question<'a> {
         /// Whom they want to act as; empty: themselves.
         authzid: &'a [u8],
     },
+    /// An effect that a back end of a library serves.
+    Backend {
+        /// The listener's back end.
+        backend: &'a str,
+        /// What is asked. BACKEND_CALL goes to the back end that it names.
+        effect: Effect<'a>,
+    },
     /// Does this mailbox exist?
     Recipient {
         /// `local@domain`, or `postmaster`.
@@ -138,7 +146,7 @@ impl<'a> CertificateFields<'a> {
 #[derive(Clone, PartialEq, Eq)]
 pub enum Answer<'a> {
     /// To [`Question::VerifyPassword`], [`Question::FetchKey`], [`Question::VerifyExternal`],
-    /// [`Question::VerifyToken`] and [`Question::Asserted`].
+    /// [`Question::VerifyToken`], [`Question::Asserted`] and [`Question::Backend`].
     Sasl {
         /// `sasl::Status` as a number.
         status: u8,
@@ -240,6 +248,11 @@ impl<'a> Question<'a> {
                 to.put_bytes(authcid);
                 to.put_bytes(authzid);
             }
+            Self::Backend { backend, effect } => {
+                to.put_u8(7);
+                to.put_str(backend);
+                effect.encode(to);
+            }
             Self::Recipient { address } => {
                 to.put_u8(2);
                 to.put_str(address);
@@ -296,6 +309,7 @@ impl<'a> Question<'a> {
                 authcid: from.bytes()?,
                 authzid: from.bytes()?,
             },
+            7 => Self::Backend { backend: from.str()?, effect: Effect::decode(&mut from)? },
             _ => return Err(BadPacket::Value("question")),
         };
         from.end()?;
@@ -437,6 +451,25 @@ mod tests {
                 mechanism: "GSSAPI",
                 authcid: b"alice@demo.test",
                 authzid: b"",
+            },
+            Question::Backend {
+                backend: "pins",
+                effect: Effect {
+                    effect: 21,
+                    arg: 0,
+                    conn_flags: 1,
+                    tls_version: 0x0303,
+                    session: 7,
+                    client_ip: "192.0.2.7".parse().unwrap(),
+                    mechanism: "X-PIN",
+                    listener: "submission",
+                    sni: "",
+                    authcid: b"",
+                    authzid: b"",
+                    data: b"\0request",
+                    data2: b"",
+                    service: b"pins",
+                },
             },
             Question::Recipient { address: "alice@demo.test" },
             Question::Sender { identity: "alice@demo.test", address: "sales@demo.test" },

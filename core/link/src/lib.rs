@@ -5,6 +5,7 @@
 //! worker ─────directory─► directory                                   credentials, recipients, sender rights
 //! worker ─────(0x02xx)──► delivery                                    spool doorbells
 //! worker ─────mechanism─► mechanism-host                              steps of exchanges
+//! directory ──backend───► backend-host                                effects for back ends of libraries
 //!
 //! Link     one end of a SOCK_SEQPACKET pair; a packet carries frames and, beside them, descriptors
 //! Outbox   frames waiting for the socket: several share a packet, bounded, never blocks
@@ -37,6 +38,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod codec;
 pub mod directory;
 mod frame;
@@ -82,6 +84,9 @@ pub fn fuzz_packet(packet: &[u8]) {
         let _ = mechanism::Step::decode(frame.payload);
         let _ = mechanism::Answer::decode(frame.payload);
         let _ = mechanism::Description::decode(frame.payload);
+        let _ = backend::Call::decode(frame.payload);
+        let _ = backend::Reply::decode(frame.payload);
+        let _ = backend::Description::decode(frame.payload);
     }
     for (_, message, _) in message::messages(packet, Vec::new()).flatten() {
         // What was understood must survive being said again.

@@ -7,6 +7,7 @@
 //! child → supervisor   Ready                                               it serves
 //! supervisor → child   Peer, Runner, Quarantine, Certificates, TicketKeys, Drain, Stop   at any time afterwards
 //! worker → supervisor  Quarantine, Stuck                                   about mechanisms; Quarantine goes on to all
+//! directory → supervisor  Stuck                                            about a backend-host
 //! host → supervisor    Sandbox                                             before Ready
 //! child → supervisor   Drained                                             nothing left to do; it will exit
 //! any child → control  Event                                               over a Peer link
@@ -38,12 +39,21 @@ pub enum Role {
     Control = 4,
     /// Third-party mechanisms.
     MechanismHost = 5,
+    /// Third-party credential back ends.
+    BackendHost = 6,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 6] =
-        [Self::Supervisor, Self::Worker, Self::Directory, Self::Delivery, Self::Control, Self::MechanismHost];
+    pub const ALL: [Role; 7] = [
+        Self::Supervisor,
+        Self::Worker,
+        Self::Directory,
+        Self::Delivery,
+        Self::Control,
+        Self::MechanismHost,
+        Self::BackendHost,
+    ];
 
     /// Its name on the command line, in logs and metrics.
     pub fn name(self) -> &'static str {
@@ -54,6 +64,7 @@ impl Role {
             Self::Delivery => "delivery",
             Self::Control => "control",
             Self::MechanismHost => "mechanism-host",
+            Self::BackendHost => "backend-host",
         }
     }
 
@@ -125,8 +136,8 @@ pub enum Message<'a> {
         /// Where it came from, for messages.
         origin: &'a str,
     },
-    /// With an end of a link to a mechanism-host. The newest generation that has described itself serves new
-    /// exchanges.
+    /// With an end of a link to a mechanism-host or, for the directory, to a backend-host. The newest generation
+    /// that has described itself serves new exchanges.
     Runner {
         /// The library's id.
         id: &'a str,
@@ -144,7 +155,7 @@ pub enum Message<'a> {
         /// It is over.
         over: bool,
     },
-    /// From a worker: a mechanism-host does not answer any more; please end it.
+    /// From a worker or the directory: a process that runs a library does not answer any more; please end it.
     Stuck {
         /// The library's id.
         id: &'a str,

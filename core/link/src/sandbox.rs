@@ -28,8 +28,19 @@ pub enum Demand {
     Require,
 }
 
+/// Whose code it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// Mechanisms: pure functions.
+    Mechanisms,
+    /// Back ends: they may have threads, sleep, and need more memory (hashing passwords).
+    BackEnds,
+}
+
 /// Memory that a library may add to the process, octets.
 const MEMORY_OCTETS: u64 = 256 << 20;
+/// The same for back ends: the stacks of their threads, and what Argon2 takes in some of them at once.
+const MEMORY_OCTETS_BACK_ENDS: u64 = 1 << 30;
 /// Open descriptors: one link per shard of each worker, and a few.
 const DESCRIPTORS: u64 = 1024;
 /// Processor seconds in a whole life.
@@ -53,7 +64,12 @@ const RESOLVER: [&str; 7] = [
 
 /// First part; returns what is in force. `threads` starts the threads that this process will ever have, inside of the
 /// limits on files but before new threads are forbidden.
-pub fn load(demand: Demand, grants: &Grants, threads: impl FnOnce() -> Result<(), String>) -> Result<String, String> {
+pub fn load(
+    demand: Demand,
+    guest: Guest,
+    grants: &Grants,
+    threads: impl FnOnce() -> Result<(), String>,
+) -> Result<String, String> {
     let limit = |what, octets| {
         let octets = getrlimit(what).maximum.map_or(octets, |most| most.min(octets));
         let limit = Rlimit { current: Some(octets), maximum: Some(octets) };
@@ -74,16 +90,20 @@ pub fn load(demand: Demand, grants: &Grants, threads: impl FnOnce() -> Result<()
     }
     sys::one_heap();
     threads()?;
+    let memory = if guest == Guest::BackEnds { MEMORY_OCTETS_BACK_ENDS } else { MEMORY_OCTETS };
     match statm.ok().and_then(|statm| pages(&statm)) {
-        Some(pages) => limit(Resource::As, pages * rustix::param::page_size() as u64 + MEMORY_OCTETS)?,
+        Some(pages) => limit(Resource::As, pages * rustix::param::page_size() as u64 + memory)?,
         None => lacking.push("no limit of memory: /proc/self/statm cannot be read".to_owned()),
     }
     limit(Resource::Nofile, DESCRIPTORS)?;
-    limit(Resource::Nproc, 0)?;
+    // Threads count as processes; the filter below refuses real ones.
+    if guest == Guest::Mechanisms {
+        limit(Resource::Nproc, 0)?;
+    }
     limit(Resource::Cpu, CPU_SECONDS)?;
     limit(Resource::Fsize, if grants.write.is_empty() { 0 } else { FILE_OCTETS })?;
     sys::default_signals();
-    match filter(&forbidden(grants), Action::Allow).and_then(|program| sys::seccomp(&program)) {
+    match filter(&forbidden(guest, grants), Action::Allow).and_then(|program| sys::seccomp(&program)) {
         Ok(()) => in_force.push("seccomp".to_owned()),
         Err(error) => lacking.push(format!("no seccomp: {error}")),
     }
@@ -99,8 +119,8 @@ pub fn load(demand: Demand, grants: &Grants, threads: impl FnOnce() -> Result<()
 }
 
 /// Second part.
-pub fn serve(demand: Demand, grants: &Grants) -> Result<(), String> {
-    match filter(&serving(grants), Action::Refuse).and_then(|program| sys::seccomp(&program)) {
+pub fn serve(demand: Demand, guest: Guest, grants: &Grants) -> Result<(), String> {
+    match filter(&serving(guest, grants), Action::Refuse).and_then(|program| sys::seccomp(&program)) {
         Err(error) if demand == Demand::Require => Err(format!("sandbox: no seccomp: {error}")),
         _ => Ok(()),
     }
@@ -136,6 +156,8 @@ enum Action {
     NotExecutable,
     /// Allow it when the first two arguments ask for TCP or UDP, else refuse it.
     OnlyInternet,
+    /// Allow it when the first argument asks for a thread, else refuse.
+    OnlyThreads,
 }
 
 type Rule = (libc::c_long, Action);
@@ -186,14 +208,15 @@ const FORBIDDEN: &[Rule] = &[
 ];
 
 /// [`FORBIDDEN`], save for what is granted: the first rule for a call counts.
-fn forbidden(grants: &Grants) -> Vec<Rule> {
+fn forbidden(guest: Guest, grants: &Grants) -> Vec<Rule> {
     let net = if grants.net { NETWORK } else { &[] };
-    net.iter().chain(FORBIDDEN).copied().collect()
+    let threads = if guest == Guest::BackEnds { THREADS } else { &[] };
+    net.iter().chain(threads).chain(FORBIDDEN).copied().collect()
 }
 
 /// Everything that the second part has a word for.
-fn serving(grants: &Grants) -> Vec<Rule> {
-    let mut rules = forbidden(grants);
+fn serving(guest: Guest, grants: &Grants) -> Vec<Rule> {
+    let mut rules = forbidden(guest, grants);
     rules.extend(SERVING);
     // What the resolver reads are files, too.
     for (granted, more) in [(grants.files() || grants.net, READING), (!grants.write.is_empty(), WRITING)] {
@@ -201,6 +224,16 @@ fn serving(grants: &Grants) -> Vec<Rule> {
     }
     rules
 }
+
+/// Of back ends: threads, and waiting for something.
+const THREADS: &[Rule] = &[
+    (libc::SYS_clone, Action::OnlyThreads),
+    (libc::SYS_set_robust_list, Action::Allow),
+    (libc::SYS_rseq, Action::Allow),
+    (libc::SYS_nanosleep, Action::Allow),
+    (libc::SYS_clock_nanosleep, Action::Allow),
+    (libc::SYS_sched_getaffinity, Action::Allow),
+];
 
 /// With `net`. No socket of the machine's own (their owners trust who can reach them), no service of ours.
 const NETWORK: &[Rule] = &[
@@ -353,7 +386,9 @@ fn filter(rules: &[Rule], otherwise: Action) -> io::Result<Vec<libc::sock_filter
     let mut say = |code, jt, jf, k| program.push(libc::sock_filter { code, jt, jf, k });
     let plain = |action| match action {
         Action::Allow => libc::SECCOMP_RET_ALLOW,
-        Action::Refuse | Action::NotExecutable | Action::OnlyInternet => libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+        Action::Refuse | Action::NotExecutable | Action::OnlyInternet | Action::OnlyThreads => {
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32
+        }
         Action::Unknown => libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
         Action::Kill | Action::OnlyUs => libc::SECCOMP_RET_KILL_PROCESS,
     };
@@ -371,6 +406,13 @@ fn filter(rules: &[Rule], otherwise: Action) -> io::Result<Vec<libc::sock_filter
                 say(EQUAL, 0, 4, number);
                 say(LOAD, 0, 0, FIRST_ARGUMENT);
                 say(EQUAL, 0, 1, getpid().as_raw_nonzero().get().cast_unsigned());
+                say(RETURN, 0, 0, plain(Action::Allow));
+                say(RETURN, 0, 0, plain(action));
+            }
+            Action::OnlyThreads => {
+                say(EQUAL, 0, 4, number);
+                say(LOAD, 0, 0, FIRST_ARGUMENT);
+                say(ANY_BIT, 0, 1, libc::CLONE_THREAD as u32);
                 say(RETURN, 0, 0, plain(Action::Allow));
                 say(RETURN, 0, 0, plain(action));
             }
@@ -444,8 +486,8 @@ mod tests {
     #[test]
     fn the_filter_says_what_the_table_says() {
         let none = Grants::default();
-        let loading = filter(&forbidden(&none), Action::Allow).unwrap();
-        let serving = filter(&serving(&none), Action::Refuse).unwrap();
+        let loading = filter(&forbidden(Guest::Mechanisms, &none), Action::Allow).unwrap();
+        let serving = filter(&serving(Guest::Mechanisms, &none), Action::Refuse).unwrap();
         let us = std::process::id();
         for (number, first, third, while_loading, while_serving) in [
             (libc::SYS_openat, 0, 0, ALLOW, REFUSE),
@@ -464,6 +506,13 @@ mod tests {
             assert_eq!(verdict(&loading, number, [first, 1, third]), while_loading, "{number} while loading");
             assert_eq!(verdict(&serving, number, [first, 1, third]), while_serving, "{number} while serving");
         }
+        let back_ends = filter(&super::serving(Guest::BackEnds, &none), Action::Refuse).unwrap();
+        let thread = libc::CLONE_THREAD as u32 | 0x100;
+        assert_eq!(verdict(&back_ends, libc::SYS_clone, [thread, 0, 0]), ALLOW, "a thread");
+        assert_eq!(verdict(&back_ends, libc::SYS_clone, [libc::SIGCHLD as u32, 0, 0]), REFUSE, "a process");
+        assert_eq!(verdict(&back_ends, libc::SYS_connect, [0; 3]), KILL);
+        assert_eq!(verdict(&back_ends, libc::SYS_openat, [0; 3]), REFUSE);
+        assert_eq!(verdict(&back_ends, libc::SYS_nanosleep, [0; 3]), ALLOW);
     }
 
     #[test]
@@ -492,7 +541,7 @@ mod tests {
             (&["write:/var/x", "net"], libc::SYS_mmap, [0, 0, 5], REFUSE),
         ] {
             let grants = Grants::parse(words.iter().copied()).unwrap();
-            let program = filter(&serving(&grants), Action::Refuse).unwrap();
+            let program = filter(&serving(Guest::Mechanisms, &grants), Action::Refuse).unwrap();
             assert_eq!(verdict(&program, number, arguments), expected, "{words:?}: call {number} with {arguments:?}");
         }
     }

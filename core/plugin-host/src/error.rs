@@ -131,6 +131,15 @@ pub enum LoadError {
         /// Why not.
         unfit: Unfit,
     },
+    /// A back end cannot work as configured.
+    Backend {
+        /// The back end.
+        name: String,
+        /// Its library.
+        origin: PathBuf,
+        /// What is wrong, often in the library's own words.
+        cause: String,
+    },
     /// Its settings are wrong.
     Settings {
         /// The mechanism.
@@ -241,6 +250,9 @@ impl fmt::Display for LoadError {
                 f.write_str("; name its plugin under plugins.load")
             }
             Self::Unfit { name, origin, unfit } => write!(f, "{}: {name} {unfit}", origin.display()),
+            Self::Backend { name, origin, cause } => {
+                write!(f, "back end {name} ({}): {cause}", origin.display())
+            }
             Self::Settings { name, origin, cause } => {
                 write!(f, "mechanism {name} ({}): {cause}", origin.display())
             }

@@ -18,6 +18,8 @@ use sasl::{Event, Input, MechanismName, State, Traits};
 
 /// Most mechanisms of one library.
 const MECHANISMS_MAX: u32 = 64;
+/// Most back ends of one library.
+const BACKENDS_MAX: u32 = 16;
 /// Longest `version` and `build`, octets.
 const TEXT_OCTETS_MAX: usize = 128;
 /// Longest JSON Schema, octets.
@@ -46,7 +48,18 @@ pub(crate) struct Library {
     pub version: String,
     pub build: String,
     pub mechanisms: Vec<Declared>,
+    pub backends: Vec<DeclaredBackend>,
     log: &'static LogSink,
+}
+
+/// A back end as its library describes it.
+pub(crate) struct DeclaredBackend {
+    backend: abi::Backend,
+    pub name: String,
+    pub provides: u64,
+    /// Calls at a time that it wants.
+    pub parallel: u32,
+    pub schema: Option<String>,
 }
 
 /// A mechanism as its library describes it.
@@ -158,7 +171,12 @@ unsafe fn describe(at: *const abi::Plugin, log: &'static LogSink) -> Result<Libr
     };
     let (id, version, build) = (text(plugin.id, "id")?, text(plugin.version, "version")?, text(plugin.build, "build")?);
 
+    // SAFETY: the library's array, if it has one.
+    let backends = unsafe { declare_backends(&plugin) }?;
     let (count, stride) = (plugin.mech_count, plugin.mech_stride as usize);
+    if count == 0 && !backends.is_empty() {
+        return Ok(Library { plugin, id, version, build, mechanisms: Vec::new(), backends, log });
+    }
     if count == 0 || count > MECHANISMS_MAX || plugin.mechs.is_null() || !plugin.mechs.is_aligned() {
         return Err(format!("it has {count} mechanisms; 1 to {MECHANISMS_MAX} can be"));
     }
@@ -176,7 +194,75 @@ unsafe fn describe(at: *const abi::Plugin, log: &'static LogSink) -> Result<Libr
         }
         mechanisms.push(declared);
     }
-    Ok(Library { plugin, id, version, build, mechanisms, log })
+    Ok(Library { plugin, id, version, build, mechanisms, backends, log })
+}
+
+/// # Safety
+/// `plugin` names an array of back ends that lives for ever, or none.
+unsafe fn declare_backends(plugin: &abi::Plugin) -> Result<Vec<DeclaredBackend>, String> {
+    let (count, stride) = (plugin.backend_count, plugin.backend_stride as usize);
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if count > BACKENDS_MAX || plugin.backends.is_null() || !plugin.backends.is_aligned() {
+        return Err(format!("it has {count} back ends; up to {BACKENDS_MAX} can be"));
+    }
+    let least = size_of::<abi::Backend>();
+    if stride < least || stride > 4096 || !stride.is_multiple_of(align_of::<abi::Backend>()) {
+        return Err(format!("its backend_stride is {stride}, a back end has {least} octets"));
+    }
+    let mut backends: Vec<DeclaredBackend> = Vec::new();
+    for index in 0..count as usize {
+        // SAFETY: the library's array has `backend_count` entries, `backend_stride` octets apart.
+        let declared = unsafe { declare_backend(plugin.backends.byte_add(index * stride), stride) }
+            .map_err(|cause| format!("back end {}: {cause}", index + 1))?;
+        if backends.iter().any(|other| other.name == declared.name) {
+            return Err(format!("it has the back end {} twice", declared.name));
+        }
+        backends.push(declared);
+    }
+    Ok(backends)
+}
+
+/// # Safety
+/// `at` points to a back end's descriptor that lives for ever, `stride` octets of it readable.
+unsafe fn declare_backend(at: *const abi::Backend, stride: usize) -> Result<DeclaredBackend, String> {
+    // SAFETY: size leads the struct in every minor.
+    let size = unsafe { (&raw const (*at).size).read() };
+    if size as usize > stride {
+        return Err(format!("its size is {size}, the stride is {stride}"));
+    }
+    // SAFETY: `size` octets are what the library wrote.
+    let backend: abi::Backend = unsafe { copy(at, size, "it") }?;
+    // SAFETY: as for all texts.
+    let name = unsafe { text(backend.name, TEXT_OCTETS_MAX) }.filter(|name| crate::note::is_backend_name(name));
+    let name = name.ok_or("its name is none: 1 to 32 of a-z, 0-9, - and _, not \"users\"")?;
+    let schema = if backend.config_schema.is_null() {
+        None
+    } else {
+        // SAFETY: as for all texts.
+        Some(unsafe { text(backend.config_schema, SCHEMA_OCTETS_MAX) }.ok_or("its config_schema is no text")?)
+    };
+    let blocking = backend.flags & abi::B_BLOCKING != 0;
+    let fault = if backend.handle.is_none() {
+        "has no handle"
+    } else if backend.flags & !abi::B_BLOCKING != 0 {
+        "has a flag that this host does not know"
+    } else if backend.provides & EFFECTS == 0 {
+        "provides no effect that this host knows"
+    } else if backend.provides & abi::action::need(abi::action::CHANNEL_BINDING) != 0 {
+        "provides CHANNEL_BINDING, which is the host's own"
+    } else if blocking && backend.max_parallel == 0 {
+        "is BLOCKING with a max_parallel of 0"
+    } else {
+        ""
+    };
+    if !fault.is_empty() {
+        return Err(format!("{name} {fault}"));
+    }
+    // One that does not block needs no second thread.
+    let parallel = if blocking { backend.max_parallel } else { 1 };
+    Ok(DeclaredBackend { backend, name, provides: backend.provides, parallel, schema })
 }
 
 /// # Safety
@@ -350,34 +436,13 @@ impl Bound {
             bound.mech.release = None;
             return if entries.is_empty() { Ok(bound) } else { Err("it has no settings".into()) };
         };
-        let kv: Vec<abi::Kv> = entries
-            .iter()
-            .map(|(key, value, kind)| abi::Kv {
-                key: abi::Bytes::of(key.as_bytes()),
-                value: abi::Bytes::of(value.as_bytes()),
-                r#type: *kind,
-                reserved: 0,
-            })
-            .collect();
-        let config = abi::Config {
-            size: size_of::<abi::Config>() as u32,
-            kv_count: u32::try_from(kv.len()).map_err(|_| "too many settings")?,
-            kv_stride: size_of::<abi::Kv>() as u32,
-            reserved: 0,
-            json: abi::Bytes::of(json.as_bytes()),
-            kv: kv.as_ptr(),
-        };
-        let mut error = [0u8; ERROR_OCTETS];
-        let _call = lock(&library.log.calls);
-        // SAFETY: all arguments outlive the call, `error` has the length that is said, and `plugin` is what the
-        // library wants back.
-        let code = unsafe {
-            configure(library.plugin.plugin, &config, &mut bound.conf, error.as_mut_ptr().cast(), error.len())
-        };
-        if code != 0 {
-            // Nothing was made, so there is nothing to release.
-            bound.mech.release = None;
-            return Err(message(&error));
+        match call_configure(library, configure, json, entries) {
+            Ok(conf) => bound.conf = conf,
+            Err(message) => {
+                // Nothing was made, so there is nothing to release.
+                bound.mech.release = None;
+                return Err(message);
+            }
         }
         Ok(bound)
     }
@@ -491,6 +556,127 @@ impl Drop for Bound {
         if let Some(release) = self.mech.release {
             let _call = lock(&self.library.log.calls);
             // SAFETY: configure made `conf`; nobody holds `self` any more, so no step runs.
+            unsafe { release(self.library.plugin.plugin, self.conf) };
+        }
+    }
+}
+
+/// Calls `configure` of a mechanism or back end; the error is in the library's words.
+fn call_configure(
+    library: &Library,
+    configure: abi::ConfigureFn,
+    json: &str,
+    entries: &[Entry],
+) -> Result<*mut c_void, String> {
+    let kv: Vec<abi::Kv> = entries
+        .iter()
+        .map(|(key, value, kind)| abi::Kv {
+            key: abi::Bytes::of(key.as_bytes()),
+            value: abi::Bytes::of(value.as_bytes()),
+            r#type: *kind,
+            reserved: 0,
+        })
+        .collect();
+    let config = abi::Config {
+        size: size_of::<abi::Config>() as u32,
+        kv_count: u32::try_from(kv.len()).map_err(|_| "too many settings")?,
+        kv_stride: size_of::<abi::Kv>() as u32,
+        reserved: 0,
+        json: abi::Bytes::of(json.as_bytes()),
+        kv: kv.as_ptr(),
+    };
+    let mut error = [0u8; ERROR_OCTETS];
+    let mut conf = ptr::null_mut();
+    let _call = lock(&library.log.calls);
+    // SAFETY: all arguments outlive the call, `error` has the length that is said, and `plugin` is what the
+    // library wants back.
+    let code = unsafe { configure(library.plugin.plugin, &config, &mut conf, error.as_mut_ptr().cast(), error.len()) };
+    if code == 0 { Ok(conf) } else { Err(message(&error)) }
+}
+
+/// A back end with its settings.
+pub(crate) struct BoundBackend {
+    library: Arc<Library>,
+    backend: abi::Backend,
+    handle: abi::HandleFn,
+    conf: *mut c_void,
+}
+
+// SAFETY: `handle` may run on any thread, `max_parallel` at a time with the same `conf` (C header, prv_backend).
+unsafe impl Send for BoundBackend {}
+// SAFETY: as above.
+unsafe impl Sync for BoundBackend {}
+
+impl BoundBackend {
+    /// Configures one back end; the error is in the library's words.
+    pub fn new(library: &Arc<Library>, index: usize, json: &str, entries: &[Entry]) -> Result<Self, String> {
+        let mut backend = library.backends.get(index).ok_or("no such back end")?.backend;
+        let handle = backend.handle.ok_or("it has no handle")?;
+        let conf = match backend.configure {
+            Some(configure) => call_configure(library, configure, json, entries)?,
+            None if entries.is_empty() => {
+                backend.release = None;
+                ptr::null_mut()
+            }
+            None => return Err("it has no settings".into()),
+        };
+        Ok(Self { library: library.clone(), backend, handle, conf })
+    }
+
+    /// One effect. The answer is plain numbers: nothing of it is checked.
+    pub fn handle(&self, call: &link::backend::Call<'_>, scratch: &mut [u8]) -> abi::Reply {
+        let bytes = abi::Bytes::of;
+        let effect = &call.effect;
+        let (v4, v6);
+        let client_ip: &[u8] = match effect.client_ip.to_canonical() {
+            IpAddr::V4(address) => {
+                v4 = address.octets();
+                &v4
+            }
+            IpAddr::V6(address) => {
+                v6 = address.octets();
+                &v6
+            }
+        };
+        let request = abi::Request {
+            size: size_of::<abi::Request>() as u32,
+            effect: effect.effect,
+            arg: effect.arg,
+            conn_flags: effect.conn_flags,
+            deadline_ms: call.deadline_ms,
+            session_id: effect.session,
+            authcid: bytes(effect.authcid),
+            authzid: bytes(effect.authzid),
+            data: bytes(effect.data),
+            data2: bytes(effect.data2),
+            service: bytes(effect.service),
+            mechanism: bytes(effect.mechanism.as_bytes()),
+            listener: bytes(effect.listener.as_bytes()),
+            sni: bytes(effect.sni.as_bytes()),
+            client_ip: bytes(client_ip),
+            tls_version: u32::from(effect.tls_version),
+            reserved: 0,
+        };
+        let mut reply = abi::Reply {
+            buf: scratch.as_mut_ptr(),
+            cap: u32::try_from(scratch.len()).unwrap_or(u32::MAX),
+            ..abi::Reply::PRESET
+        };
+        // SAFETY:
+        // - the function is mapped for ever, and `conf` is released only when `self` goes.
+        // - request, what it names, scratch and `reply` outlive the call; a back end keeps none (BORROWING).
+        // - no more calls at a time than it declared: one thread each.
+        // - no unwinding gets here: the SDK catches panics, and a foreign exception is forbidden (FAULTS).
+        unsafe { (self.handle)(self.conf, &request, &mut reply) };
+        reply
+    }
+}
+
+impl Drop for BoundBackend {
+    fn drop(&mut self) {
+        if let Some(release) = self.backend.release {
+            let _call = lock(&self.library.log.calls);
+            // SAFETY: configure made `conf`; nobody holds `self` any more, so no call runs.
             unsafe { release(self.library.plugin.plugin, self.conf) };
         }
     }

@@ -33,6 +33,7 @@
 #![deny(unsafe_code)] // ffi.rs is the exception
 
 mod adapter;
+mod backend;
 mod error;
 mod exchange;
 #[allow(unsafe_code, reason = "the foreign edge: the only file of this crate with unsafe code")]
@@ -43,16 +44,20 @@ mod pool;
 mod registry;
 mod remote;
 mod resolve;
+pub mod schema;
 mod serve;
+mod serve_backends;
 mod vet;
 
+pub use backend::Backend;
 pub use error::{LoadError, Unfit};
 pub use ffi::{Entry, LogLine};
 pub use gate::{Complain, Complaint, Fault};
-pub use note::{Note, PanicStrategy};
+pub use note::{Note, NotedBackend, OWN_BACKEND, PanicStrategy, bits, is_backend_name};
 pub use pool::{Pool, THREADS};
-pub use registry::{Listed, ListedMechanism, Registry, Terms, flatten};
+pub use registry::{Listed, ListedBackend, ListedMechanism, Registry, Terms, flatten};
 pub use remote::{Remote, RemoteLibrary};
 pub use resolve::{Found, resolve};
 pub use serve::{Host, OFFLOAD_MS_MAX, STEP_MS_MAX};
+pub use serve_backends::{BackendHost, PARALLEL_MAX};
 pub use vet::{Demands, Inspection, Ownership, Vetted, inspect, parse_sha256, vet};

@@ -43,12 +43,43 @@ pub struct Note {
     /// Its mechanisms, each with the effects that it needs.
     pub mechanisms: BTreeMap<MechanismName, Vec<String>>,
     /// Its credential back ends.
-    pub backends: Vec<String>,
+    pub backends: BTreeMap<String, NotedBackend>,
     /// Which of its mechanisms say themselves who somebody is; `None`: the note does not tell.
     pub self_asserts: Option<BTreeSet<MechanismName>>,
     /// Which of its mechanisms may take long; `None`: the note does not tell.
     pub offloads: Option<BTreeSet<MechanismName>>,
 }
+
+/// A back end as the note describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotedBackend {
+    /// The effects that it serves.
+    pub provides: Vec<String>,
+    /// JSON Schema of its settings, when the note has it.
+    pub schema: Option<Value>,
+}
+
+impl NotedBackend {
+    /// The effects as bits; names of a later minor have none.
+    pub fn bits(&self) -> u64 {
+        bits(&self.provides)
+    }
+}
+
+/// Effects by name as bits; names of a later minor have none.
+pub fn bits(names: &[String]) -> u64 {
+    let known = |name: &String| abi::action::EFFECTS.iter().find(|(known, _)| known == name);
+    names.iter().filter_map(known).fold(0, |bits, (_, number)| bits | abi::action::need(*number))
+}
+
+/// `[a-z0-9_-]{1,32}`, and not the name of our own back end.
+pub fn is_backend_name(name: &str) -> bool {
+    let letter = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || matches!(octet, b'_' | b'-');
+    (1..=32).contains(&name.len()) && name.bytes().all(letter) && name != OWN_BACKEND
+}
+
+/// What the configuration calls the users file.
+pub const OWN_BACKEND: &str = "users";
 
 /// A library as read from its file.
 #[derive(Clone, Debug)]
@@ -154,12 +185,29 @@ impl Note {
                 "none" => PanicStrategy::None,
                 other => return Err(format!("its note has panic {other:?}")),
             },
-            backends: json.get("backends").map(strings).transpose()?.unwrap_or_default(),
+            backends: backends(&json)?,
             self_asserts: json.get("self_asserts").map(some_of).transpose()?,
             offloads: json.get("offloads").map(some_of).transpose()?,
             mechanisms,
         })
     }
+}
+
+fn backends(json: &Value) -> Result<BTreeMap<String, NotedBackend>, String> {
+    let mut backends = BTreeMap::new();
+    for name in json.get("backends").map(strings).transpose()?.unwrap_or_default() {
+        if !is_backend_name(&name) {
+            return Err(format!(
+                "its note has the back end name {name:?}: 1 to 32 of a-z, 0-9, - and _, not \"users\""
+            ));
+        }
+        let provides = json.get("provides").and_then(|all| all.get(&name));
+        let provides = provides.ok_or_else(|| format!("its note does not say in `provides` what {name} serves"))?;
+        let provides = strings(provides)?;
+        let schema = json.get("schemas").and_then(|all| all.get(&name)).cloned();
+        backends.insert(name, NotedBackend { provides, schema });
+    }
+    Ok(backends)
 }
 
 fn strings(value: &Value) -> Result<Vec<String>, String> {

@@ -5,15 +5,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use portreeve_plugin_abi::{action, kv, mech_flag};
+use portreeve_plugin_abi::{kv, mech_flag};
 use sasl::{Mechanism, MechanismName, Traits};
 use serde_json::Value;
 
 use crate::adapter::Inline;
-use crate::ffi::{self, Bound, Entry, Library, LogLine, OpenError};
+use crate::backend::Backend;
+use crate::ffi::{self, Bound, BoundBackend, Entry, Library, LogLine, OpenError};
 use crate::gate::{Complain, Gate};
 use crate::note::{self, Note, PanicStrategy};
-use crate::{LoadError, Unfit, resolve};
+use crate::{LoadError, Unfit, resolve, schema};
 
 /// The loaded libraries. Mechanisms made from it outlive it; a library is told goodbye when the last of both
 /// is gone, and stays mapped.
@@ -51,6 +52,21 @@ pub struct Listed {
     pub origin: PathBuf,
     /// What it offers.
     pub mechanisms: Vec<ListedMechanism>,
+    /// The back ends that it has.
+    pub backends: Vec<ListedBackend>,
+}
+
+/// A back end of a loaded library.
+#[derive(Clone, Debug)]
+pub struct ListedBackend {
+    /// Its name.
+    pub name: String,
+    /// The effects that it serves.
+    pub provides: u64,
+    /// Calls at a time.
+    pub parallel: u32,
+    /// JSON Schema of its settings.
+    pub settings_schema: Option<String>,
 }
 
 /// A mechanism of a loaded library.
@@ -148,6 +164,46 @@ impl Registry {
         )))
     }
 
+    /// Names, effects and calls at a time of all back ends.
+    pub(crate) fn backend_names(&self) -> Vec<(String, u64, u32)> {
+        let all = self.loaded.iter().flat_map(|loaded| &loaded.library.backends);
+        all.map(|declared| (declared.name.clone(), declared.provides, declared.parallel)).collect()
+    }
+
+    /// A back end with its settings, a JSON object (empty text: none), which must fit its schema.
+    pub fn backend(&self, name: &str, settings: &str) -> Result<Backend, LoadError> {
+        let wrong = |cause| self.backend_fault(name, cause);
+        let (json, _) = flatten(settings).map_err(wrong)?;
+        let all = self.loaded.iter().flat_map(|loaded| &loaded.library.backends);
+        let declared = all.into_iter().find(|declared| declared.name == name);
+        if let Some(schema) = declared.and_then(|declared| declared.schema.as_deref()) {
+            let schema = serde_json::from_str(schema).map_err(|error| wrong(format!("its config_schema: {error}")))?;
+            let settings = serde_json::from_str(&json).unwrap_or_default();
+            schema::check(&schema, &settings).map_err(|bad| wrong(bad.to_string()))?;
+        }
+        self.backend_unchecked(name, settings)
+    }
+
+    /// The same, with the library's own word on its settings: for tests of libraries.
+    pub fn backend_unchecked(&self, name: &str, settings: &str) -> Result<Backend, LoadError> {
+        let wrong = |cause| self.backend_fault(name, cause);
+        let found = self.loaded.iter().find_map(|loaded| {
+            let backends = &loaded.library.backends;
+            let index = backends.iter().position(|declared| declared.name == name)?;
+            Some((loaded, index, backends.get(index)?))
+        });
+        let (loaded, index, declared) = found.ok_or_else(|| wrong("no loaded library has it".into()))?;
+        let (json, entries) = flatten(settings).map_err(wrong)?;
+        let bound = BoundBackend::new(&loaded.library, index, &json, &entries).map_err(wrong)?;
+        Ok(Backend { provides: declared.provides, parallel: declared.parallel, bound })
+    }
+
+    pub(crate) fn backend_fault(&self, name: &str, cause: String) -> LoadError {
+        let has = |loaded: &&Loaded| loaded.library.backends.iter().any(|declared| declared.name == name);
+        let origin = self.loaded.iter().find(has).map(|loaded| loaded.origin.clone()).unwrap_or_default();
+        LoadError::Backend { name: name.to_owned(), origin, cause }
+    }
+
     /// What is loaded.
     pub fn list(&self) -> Vec<Listed> {
         let listed = |loaded: &Loaded| Listed {
@@ -159,6 +215,14 @@ impl Registry {
                 .map(|declared| ListedMechanism {
                     name: declared.name,
                     traits: declared.traits.clone(),
+                    settings_schema: declared.schema.clone(),
+                })
+                .collect(),
+            backends: (loaded.library.backends.iter())
+                .map(|declared| ListedBackend {
+                    name: declared.name.clone(),
+                    provides: declared.provides,
+                    parallel: declared.parallel,
                     settings_schema: declared.schema.clone(),
                 })
                 .collect(),
@@ -197,8 +261,7 @@ fn compare(note: &Note, library: &Library) -> Result<(), String> {
     }
     for declared in &library.mechanisms {
         let noted = note.mechanisms.get(&declared.name).into_iter().flatten();
-        let known = |name: &String| action::EFFECTS.iter().find(|(known, _)| known == name);
-        let bits = noted.filter_map(known).fold(0, |bits, (_, number)| bits | action::need(*number));
+        let bits = note::bits(&noted.cloned().collect::<Vec<_>>());
         if bits != declared.needs & ffi::EFFECTS {
             return Err(format!("its note and its descriptor differ about what {} needs", declared.name));
         }
@@ -210,6 +273,20 @@ fn compare(note: &Note, library: &Library) -> Result<(), String> {
             if noted.as_ref().is_some_and(|noted| noted.contains(&declared.name) != declares) {
                 return Err(format!("its note and its descriptor differ about {what} of {}", declared.name));
             }
+        }
+    }
+    let offered: BTreeSet<_> = library.backends.iter().map(|declared| &declared.name).collect();
+    if !note.backends.keys().eq(offered) {
+        return Err("its note and its descriptor list different back ends".into());
+    }
+    for declared in &library.backends {
+        let Some(noted) = note.backends.get(&declared.name) else { continue };
+        if noted.bits() != declared.provides & ffi::EFFECTS {
+            return Err(format!("its note and its descriptor differ about what {} provides", declared.name));
+        }
+        let schema = declared.schema.as_deref().and_then(|schema| serde_json::from_str::<Value>(schema).ok());
+        if noted.schema.is_some() && noted.schema != schema {
+            return Err(format!("its note and its descriptor differ about the settings of {}", declared.name));
         }
     }
     Ok(())

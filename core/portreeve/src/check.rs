@@ -227,7 +227,9 @@ fn users_file(config: &Config, report: &mut Report) {
 fn who_cannot_use_scram(config: &Config, users: &Users, report: &mut Report) {
     const SCRAM: &str = "SCRAM-SHA-256";
     let offers = |listener: &&config::Listener| {
-        listener.auth != smtp::listener::AuthOffer::Off && listener.mechanisms.iter().any(|name| name == SCRAM)
+        listener.auth != smtp::listener::AuthOffer::Off
+            && listener.backend == plugin_host::OWN_BACKEND
+            && (listener.mechanisms_auto || listener.mechanisms.iter().any(|name| name == SCRAM))
     };
     let Some(listener) = config.listeners.iter().find(offers) else { return };
     if let Some(user) = users.iter().find(|user| !user.secrets.is_empty() && !user.has_scram_sha_256()) {

@@ -116,6 +116,10 @@ pub struct Listener {
     pub anonymous: bool,
     /// Mechanism names, strongest first.
     pub mechanisms: Vec<String>,
+    /// Instead of names: whatever the back end can serve.
+    pub mechanisms_auto: bool,
+    /// Who knows the users.
+    pub backend: String,
     /// 530 before TLS.
     pub require_tls: bool,
     /// 530 before AUTH.
@@ -202,6 +206,27 @@ pub struct Plugins {
     pub load: Vec<String>,
     /// How single ones are run.
     pub libraries: Vec<PluginLibrary>,
+    /// How single back ends are run.
+    pub backends: Vec<Backend>,
+}
+
+/// `[[plugins.backend]]`.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Its table as written.
+    pub written: Table,
+    /// Its name.
+    pub name: String,
+    /// For the library, secrets not yet read.
+    pub settings: values::Settings,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Calls at a time; `None`: what the library declares.
+    pub parallel: Option<usize>,
+    /// Logins that may wait.
+    pub queue: usize,
+    /// Of keys for users whom it does not know.
+    pub decoy_iterations: u32,
 }
 
 /// `[[plugins.library]]`.
@@ -561,6 +586,9 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
     let issuers: Vec<TokenIssuer> =
         repeated("tokens.issuer[]").iter().filter_map(|table| tokens::parse(table, &base, report)).collect();
 
+    let backends: Vec<Backend> =
+        repeated("plugins.backend[]").iter().filter_map(|table| backend(table, &base, report)).collect();
+
     let config = Config {
         file: file.to_owned(),
         text: report.text.clone(),
@@ -599,6 +627,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             path: top.words("plugins.path").iter().map(|path| base.join(path)).collect(),
             load: top.words("plugins.load"),
             libraries,
+            backends,
         },
         mechanisms: values.mechanisms.clone(),
         spool: Spool {
@@ -661,6 +690,7 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
         && config.routes.len() == repeated("route[]").len()
         && config.issuers.len() == repeated("tokens.issuer[]").len()
         && config.plugins.libraries.len() == repeated("plugins.library[]").len()
+        && config.plugins.backends.len() == repeated("plugins.backend[]").len()
         && config.certificates.len() == repeated("tls.certificate[]").len();
     if whole && !report.has_errors() {
         contradictions(&config, report);
@@ -719,6 +749,22 @@ fn plugin_library(table: &Table, base: &Path, report: &mut Report) -> Option<Plu
     };
     let self_asserts = read.flag("plugins.library[].self_asserts");
     Some(PluginLibrary { written: table.clone(), id, process, sha256, grants, self_asserts })
+}
+
+fn backend(table: &Table, base: &Path, report: &mut Report) -> Option<Backend> {
+    let read = Reader { table, role: "mx", base };
+    Some(Backend {
+        name: required(&read, "plugins.backend[].name", report)?,
+        settings: match table.value("plugins.backend[].settings", "mx") {
+            Some(Value::Settings(settings)) => settings,
+            _ => values::Settings::none(),
+        },
+        timeout: read.time("plugins.backend[].timeout"),
+        parallel: read.number("plugins.backend[].parallel").and_then(|number| usize::try_from(number).ok()),
+        queue: read.count("plugins.backend[].queue"),
+        decoy_iterations: read.count("plugins.backend[].decoy_iterations"),
+        written: table.clone(),
+    })
 }
 
 /// A required text; says so when it is missing (not when it was written and is wrong).
@@ -810,6 +856,8 @@ fn listener(
         },
         anonymous: read.word("listener[].anonymous") == "local",
         mechanisms: read.words("listener[].mechanisms"),
+        mechanisms_auto: read.text("listener[].mechanisms").is_some(),
+        backend: read.word("listener[].backend"),
         require_tls: read.flag("listener[].require_tls"),
         require_auth: read.flag("listener[].require_auth"),
         cleartext_auth_nets: read.networks("listener[].cleartext_auth_nets"),
@@ -1065,6 +1113,18 @@ fn contradictions(config: &Config, report: &mut Report) {
             );
         }
     }
+    for (index, backend) in config.plugins.backends.iter().enumerate() {
+        if config.plugins.backends[..index].iter().any(|earlier| earlier.name == backend.name) {
+            let span = Some(backend.written.span("plugins.backend[].name"));
+            let cause = format!("two tables for the back end {:?}", backend.name);
+            report.error(span, "plugins.backend.name", cause, "keep one of them");
+        }
+        if backend.timeout >= config.timeouts.directory {
+            let span = Some(backend.written.span("plugins.backend[].timeout"));
+            let cause = "is not shorter than timeouts.directory: the login would be over before";
+            report.error(span, "plugins.backend.timeout", cause, "make it shorter, or timeouts.directory longer");
+        }
+    }
     for (index, route) in config.routes.iter().enumerate() {
         let span = || Some(route.written.span("route[].domain"));
         if config.routes[..index].iter().any(|earlier| earlier.domain == route.domain) {
@@ -1249,7 +1309,7 @@ fn about_listener(config: &Config, index: usize, listener: &Listener, report: &m
             report.warning(span("listener[].auth"), "listener.auth", cause, remedy);
         }
     }
-    if listener.auth != AuthOffer::Off && listener.mechanisms.is_empty() {
+    if listener.auth != AuthOffer::Off && listener.mechanisms.is_empty() && !listener.mechanisms_auto {
         report.error(
             span("listener[].mechanisms"),
             "listener.mechanisms",

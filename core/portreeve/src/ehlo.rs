@@ -8,7 +8,7 @@ use smtp::testing::World;
 
 use crate::check::Checked;
 use crate::config::ClientCert;
-use crate::{listeners, plugins};
+use crate::{backends, listeners, plugins};
 
 /// The EHLO reply in clear and inside TLS.
 pub fn print(checked: &Checked, name: &str) -> Result<String, String> {
@@ -18,7 +18,7 @@ pub fn print(checked: &Checked, name: &str) -> Result<String, String> {
         format!("no listener is called {name:?}; there are: {}", names.join(", "))
     })?;
     let registry = plugins::load_here(&checked.libraries)?;
-    let listener = listeners::build(config, configured, &registry, &[])?;
+    let listener = listeners::build(config, configured, &registry, &[], &backends::outside(&checked.libraries))?;
     let facts = |client_certificate| TlsFacts {
         version: 0x0304,
         cipher: "TLS_AES_128_GCM_SHA256",

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use plugin_host::{Registry, RemoteLibrary};
 use policy::{Recipients, RolePolicy, Settings};
-use sasl::{EffectKind, MechanismName};
+use sasl::{Mechanism, MechanismName, Traits, flag};
 use smtp::listener::{AuthOffer, Limits, Listener};
 
+use crate::backends::{self, Outside};
 use crate::config::{self, Config};
 
 /// Makes it, with mechanisms of the loaded libraries.
@@ -15,9 +16,12 @@ pub fn build(
     listener: &config::Listener,
     registry: &Registry,
     runners: &[Arc<RemoteLibrary>],
+    outside: &[Outside],
 ) -> Result<Listener, String> {
     let mut offered = Vec::new();
-    if listener.auth != AuthOffer::Off {
+    if listener.auth != AuthOffer::Off && listener.mechanisms_auto {
+        offered = possible(config, listener, registry, runners, outside)?;
+    } else if listener.auth != AuthOffer::Off {
         for name in &listener.mechanisms {
             let told = |why: String| format!("listener {:?}: {why}", listener.name);
             let name = MechanismName::parse(name.as_bytes()).ok_or_else(|| told(format!("{name} is no mechanism")))?;
@@ -29,10 +33,11 @@ pub fn build(
             let mechanism = registry.mechanism(&name, config.settings(name.as_str()));
             let mechanism = mechanism.map_err(|error| told(error.to_string()))?;
             // What nobody here can verify is not offered.
-            if mechanism.traits().needs & EffectKind::VerifyToken.need() != 0 && config.issuers.is_empty() {
-                continue;
+            let library = registry.list().into_iter().find(|one| one.mechanisms.iter().any(|it| it.name == name));
+            let library = library.map(|library| library.id).unwrap_or_default();
+            if mechanism.traits().needs & !backends::served(config, &listener.backend, &library, outside) == 0 {
+                offered.push(mechanism);
             }
-            offered.push(mechanism);
         }
     }
     strongest_first(&mut offered);
@@ -93,4 +98,36 @@ fn strongest_first(mechanisms: &mut Vec<Arc<dyn sasl::Mechanism>>) {
         .collect();
     keyed.sort_by_key(|(strength, _)| *strength);
     mechanisms.extend(keyed.into_iter().map(|(_, mechanism)| mechanism));
+}
+
+/// Every mechanism that the listener's back end can serve, strongest first. Historic ones and those that grant no
+/// identity are offered only when they are named.
+fn possible(
+    config: &Config,
+    listener: &config::Listener,
+    registry: &Registry,
+    runners: &[Arc<RemoteLibrary>],
+    outside: &[Outside],
+) -> Result<Vec<Arc<dyn Mechanism>>, String> {
+    const BY_NAME: u32 = flag::OBSOLETE | flag::ANONYMOUS | flag::SELF_ASSERTS;
+    let serves = |library: &str, traits: &Traits| {
+        traits.flags & BY_NAME == 0
+            && traits.needs & !backends::served(config, &listener.backend, library, outside) == 0
+    };
+    let mut offered: Vec<Arc<dyn Mechanism>> = Vec::new();
+    for library in registry.list() {
+        // Those of a process are below.
+        for one in library.mechanisms.iter().filter(|one| serves(&library.id, &one.traits)) {
+            let made = registry.mechanism(&one.name, config.settings(one.name.as_str()));
+            offered.push(made.map_err(|error| format!("listener {:?}: {error}", listener.name))?);
+        }
+    }
+    for library in runners {
+        // What has not described itself yet is not offered before the next reload.
+        let known = library.mechanisms.iter().filter(|one| one.traits().steps_max > 0);
+        let known = known.filter(|one| serves(&library.id, one.traits()));
+        offered.extend(known.map(|one| Arc::clone(one) as Arc<dyn Mechanism>));
+    }
+    offered.sort_by_key(|one| (std::cmp::Reverse(one.traits().strength), one.name().as_str().to_owned()));
+    Ok(offered)
 }

@@ -9,6 +9,7 @@
 //! `check`, start and reload alike; `roles/` is what each process does; everything else is a command.
 #![forbid(unsafe_code)]
 
+mod backends;
 mod bench;
 mod certificates;
 mod check;

@@ -74,6 +74,8 @@ pub enum Kind {
     Endpoint,
     /// A mail domain, or `"*"` for all others.
     RouteDomain,
+    /// A table whose keys a library knows.
+    Settings,
 }
 
 /// What holds when an option is not written.
@@ -151,6 +153,10 @@ pub const SECTIONS: &[Section] = &[
         path: "plugins.library[]",
         help: "How one library is run. Libraries without such a table run as their defaults say. Repeat the table for \
                each one.",
+    },
+    Section {
+        path: "plugins.backend[]",
+        help: "How one back end of a library is run. Without a table it has no settings and the defaults below.",
     },
     Section {
         path: "mechanism",
@@ -364,7 +370,9 @@ pub const OPTIONS: &[Opt] = &[
             submissions: "[\"SCRAM-SHA-256-PLUS\", \"SCRAM-SHA-256\", \"PLAIN\", \"LOGIN\"]",
         },
         reload: Reload::Command,
-        help: "SASL mechanisms to offer. Each must be in a loaded library, see `plugins.load`; CRAM-MD5 is in `legacy`.",
+        help: "SASL mechanisms to offer. Each must be in a loaded library, see `plugins.load`; CRAM-MD5 is in `legacy`. \
+               `\"auto\"`: all mechanisms of the loaded libraries that the back end can serve, strongest first, without \
+               historic and anonymous ones.",
         example: "[\"PLAIN\", \"LOGIN\", \"CRAM-MD5\"]",
     },
     Opt {
@@ -376,6 +384,16 @@ pub const OPTIONS: &[Opt] = &[
                mail for local users, from addresses of other domains; never relay. Bounds: `limits.anonymous_rate` and \
                `limits.anonymous_size`. What the client says about itself is logged and proves nothing.",
         example: "\"local\"",
+    },
+    Opt {
+        path: "listener[].backend",
+        kind: Kind::Text,
+        default: Default::Is("\"users\""),
+        reload: Reload::Command,
+        help: "Who knows the passwords and keys of this listener's users: `users` is the users file, any other name a \
+               back end of a loaded library. An identity that such a back end proves has the rights and limits of the user \
+               of that name in the users file; one that is not there may send as itself.",
+        example: "\"acme\"",
     },
     Opt {
         path: "listener[].require_tls",
@@ -809,6 +827,59 @@ pub const OPTIONS: &[Opt] = &[
         reload: Reload::Command,
         help: "The only content that is loaded: 64 hexadecimal digits, as `sha256sum` prints them.",
         example: "\"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
+    },
+    Opt {
+        path: "plugins.backend[].name",
+        kind: Kind::Text,
+        default: Default::Required,
+        reload: Reload::Command,
+        help: "Which back end: its name in its library, see `portreeve plugin inspect`.",
+        example: "\"acme\"",
+    },
+    Opt {
+        path: "plugins.backend[].settings",
+        kind: Kind::Settings,
+        default: Default::Unset("none"),
+        reload: Reload::Command,
+        help: "What the back end wants to know, as its library describes it (`config_schema`). `{ file = \"…\" }` stands \
+               for the text of a file, `{ env = \"…\" }` for a variable of the server's environment: both are read when \
+               the server starts and at reload, and only the back end's process gets them.",
+        example: "{ users = { file = \"acme-users\" } }",
+    },
+    Opt {
+        path: "plugins.backend[].timeout",
+        kind: Kind::Duration { min: 50, max: 60 * SECOND },
+        default: Default::Is("\"5s\""),
+        reload: Reload::Command,
+        help: "How long an answer may take, waiting for a free place included; then the login is answered `454 4.7.0`. A \
+               process with a call that is not over three times as long after that is replaced. Must be shorter than \
+               `timeouts.directory`.",
+        example: "\"2s\"",
+    },
+    Opt {
+        path: "plugins.backend[].parallel",
+        kind: Kind::Count { min: 1, max: 64 },
+        default: Default::Unset("what the library declares, at most 64"),
+        reload: Reload::Command,
+        help: "Most calls at the same time.",
+        example: "4",
+    },
+    Opt {
+        path: "plugins.backend[].queue",
+        kind: Kind::Count { min: 1, max: 65_536 },
+        default: Default::Is("1024"),
+        reload: Reload::Command,
+        help: "Logins that may wait for a free place; more are answered `454 4.7.0` at once.",
+        example: "256",
+    },
+    Opt {
+        path: "plugins.backend[].decoy_iterations",
+        kind: Kind::Count { min: 1, max: 10_000_000 },
+        default: Default::Is("15000"),
+        reload: Reload::Command,
+        help: "For back ends with SCRAM keys: the iterations that users whom it does not know seem to have. Write what its \
+               real users have, or strangers can tell one from the other.",
+        example: "4096",
     },
     // Spool
     Opt {
@@ -1367,11 +1438,12 @@ impl Kind {
             Self::Addresses => "list of address:port".into(),
             Self::Networks => "list of networks".into(),
             Self::Domains => "list of domains".into(),
-            Self::Mechanisms => "list of SASL mechanism names".into(),
+            Self::Mechanisms => "list of SASL mechanism names, or \"auto\"".into(),
             Self::Words => "list of names".into(),
             Self::Paths => "list of paths".into(),
             Self::Endpoint => "\"unix:PATH\", loopback address:port, or \"off\"".into(),
             Self::RouteDomain => "domain or \"*\"".into(),
+            Self::Settings => "table, as the library describes it".into(),
         }
     }
 }

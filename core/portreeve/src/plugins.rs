@@ -15,6 +15,7 @@ use sasl::MechanismName;
 use serde_json::Value;
 use smtp::listener::AuthOffer;
 
+use crate::backends;
 use crate::certificates::halves;
 use crate::cli::{PluginCommand, exit};
 use crate::config::{self, Config};
@@ -40,6 +41,8 @@ pub struct Library {
     pub grants: Grants,
     /// It is believed who somebody is.
     pub self_asserts: bool,
+    /// Of its back ends, for their process.
+    pub settings: Vec<u8>,
 }
 
 impl Library {
@@ -70,8 +73,10 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
                     report.warning(span.clone(), "plugins.load", remark, remedy);
                 }
                 let process = config.plugins.is_process(id);
+                let settings = Vec::new();
                 let (grants, self_asserts) = (config.plugins.grants(id), config.plugins.self_asserts(id));
-                libraries.push(Library { id: id.clone(), path, fd, note, sha256, process, grants, self_asserts });
+                let id = id.clone();
+                libraries.push(Library { id, path, fd, note, sha256, process, grants, self_asserts, settings });
             }
             Err(error) => {
                 let (cause, remedy) = halves(&error);
@@ -117,6 +122,13 @@ pub fn read(config: &Config, report: &mut Report) -> Option<Vec<Library>> {
                 );
                 failed = true;
             }
+        }
+    }
+    failed |= !backends::check(config, &libraries, report);
+    for library in &mut libraries {
+        match backends::settings(config, library, report) {
+            Some(settings) => library.settings = settings,
+            None => failed = true,
         }
     }
     (!failed).then_some(libraries)
@@ -224,13 +236,15 @@ fn list(libraries: &[Library], running: &Value) -> String {
     let mut to = String::new();
     for library in libraries {
         let mechanisms: Vec<&str> = library.note.mechanisms.keys().map(|name| name.as_str()).collect();
+        let backends = library.note.backends.keys().map(|name| format!("back end {name}"));
+        let offers: Vec<String> = mechanisms.iter().map(|name| (*name).to_owned()).chain(backends).collect();
         let _ = writeln!(
             to,
             "{:<10} {:<8} runner {:<7}  {:<24} sha256 {}…  {}",
             library.id,
             library.note.version,
             if library.process { "process" } else { "inline" },
-            mechanisms.join(" "),
+            offers.join(" "),
             &hex(&library.sha256)[..12],
             library.path.display()
         );
@@ -245,7 +259,7 @@ fn list(libraries: &[Library], running: &Value) -> String {
             to.push_str(&client::edition(edition));
         }
         for (mechanism, cause) in running["quarantine"].as_object().into_iter().flatten() {
-            if mechanisms.contains(&mechanism.as_str()) {
+            if offers.contains(mechanism) {
                 let _ = writeln!(to, "  {mechanism} is in quarantine: {}", cause.as_str().unwrap_or_default());
             }
         }
@@ -265,9 +279,14 @@ fn inspected(found: &plugin_host::Inspection) -> serde_json::Value {
     };
     let mechanisms: serde_json::Map<_, _> =
         note.mechanisms.iter().map(|(name, needs)| (name.as_str().to_owned(), needs.clone().into())).collect();
+    let backends: serde_json::Map<_, _> = (note.backends.iter())
+        .map(|(name, noted)| {
+            (name.clone(), serde_json::json!({ "provides": noted.provides, "settings": noted.schema }))
+        })
+        .collect();
     serde_json::json!({
         "id": note.id, "version": note.version, "abi": format!("{}.{}", note.abi.0, note.abi.1), "build": note.build,
-        "mechanisms": mechanisms, "backends": note.backends,
+        "mechanisms": mechanisms, "backends": backends,
         "self_asserts": names(&note.self_asserts), "offloads": names(&note.offloads), "needs": found.needed, "octets": found.octets,
         "sha256": hex(&found.sha256),
     })
@@ -290,8 +309,11 @@ fn inspect(found: &plugin_host::Inspection) -> String {
     for name in note.offloads.iter().flatten() {
         let _ = writeln!(to, "offloads    {name} may take long: needs runner = \"process\"");
     }
-    for backend in &note.backends {
-        let _ = writeln!(to, "back end    {backend}");
+    for (name, noted) in &note.backends {
+        let _ = writeln!(to, "back end    {name}  provides {}", noted.provides.join(", "));
+        if let Some(schema) = &noted.schema {
+            let _ = writeln!(to, "            settings {schema}");
+        }
     }
     let _ = writeln!(to, "needs       {}", found.needed.join(" "));
     let _ = writeln!(to, "size        {} octets\nsha256      {}", found.octets, hex(&found.sha256));

@@ -14,10 +14,12 @@ use supervisor::child::{self, Requested, Startup};
 use telemetry::{Event, EventSender, Level};
 use zeroize::Zeroizing;
 
+use crate::backends::{self, Outside};
 use crate::cli::exit;
 use crate::config::{self, Config};
 use crate::plugins::Library;
 
+mod backend_host;
 mod control;
 mod delivery;
 mod directory;
@@ -35,6 +37,8 @@ pub struct Told {
     pub client_authorities: Vec<Option<String>>,
     /// Libraries with processes of their own, and their mechanisms.
     pub runners: Vec<(String, Vec<MechanismName>)>,
+    /// Back ends of libraries.
+    pub backends: Vec<Outside>,
     /// Whether somebody watches standard error.
     pub terminal: bool,
     /// And wants colour there.
@@ -52,10 +56,13 @@ impl Told {
     ) -> Vec<u8> {
         let runners = libraries.iter().filter(|library| library.process);
         let runners: Vec<_> = runners.map(|library| json!([library.id, library.mechanisms()])).collect();
+        let backends = backends::outside(libraries);
+        let backends: Vec<_> =
+            backends.iter().map(|one| json!([one.library, one.name, one.provides, one.mechanisms])).collect();
         let file = std::path::absolute(&config.file).unwrap_or_else(|_| config.file.clone());
         let value = json!({
             "file": file.to_string_lossy(), "text": &*config.text, "client_authorities": client_authorities,
-            "runners": runners, "terminal": terminal, "colour": colour,
+            "runners": runners, "backends": backends, "terminal": terminal, "colour": colour,
         });
         value.to_string().into_bytes()
     }
@@ -76,10 +83,21 @@ impl Told {
         let runners = value["runners"].as_array().map(Vec::as_slice).unwrap_or_default();
         let runners =
             runners.iter().filter_map(|runner| Some((runner[0].as_str()?.to_owned(), names(&runner[1])))).collect();
+        let backends = value["backends"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let outside = |one: &Value| {
+            Some(Outside {
+                library: one[0].as_str()?.to_owned(),
+                name: one[1].as_str()?.to_owned(),
+                provides: one[2].as_u64()?,
+                mechanisms: names(&one[3]).iter().map(|name| name.as_str().to_owned()).collect(),
+            })
+        };
+        let backends = backends.iter().filter_map(outside).collect();
         Ok(Told {
             config,
             client_authorities,
             runners,
+            backends,
             terminal: value["terminal"] == true,
             colour: value["colour"] == true,
         })
@@ -129,6 +147,7 @@ pub fn run(requested: Result<Requested, String>) -> ExitCode {
         Role::Delivery => delivery::run(startup),
         Role::Control => control::run(startup),
         Role::MechanismHost => mechanism_host::run(startup),
+        Role::BackendHost => backend_host::run(startup),
         role @ Role::Supervisor => give_up(&startup.supervisor, &format!("{role}: not a process of this program")),
     }
 }

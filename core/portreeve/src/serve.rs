@@ -161,6 +161,8 @@ impl Program {
                 .map(|library| Plugin {
                     mechanisms: library.mechanisms(),
                     terms: library.terms(&config),
+                    backends: library.note.backends.keys().cloned().collect(),
+                    settings: library.settings,
                     process: library.process,
                     id: library.id,
                     origin: library.path.display().to_string(),

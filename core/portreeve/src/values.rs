@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use ipnet::IpNet;
+use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -31,6 +32,17 @@ pub enum Value {
     Addresses(Vec<SocketAddr>),
     /// Networks.
     Networks(Vec<IpNet>),
+    /// What is meant for a library.
+    Settings(Settings),
+}
+
+/// A table whose keys a library knows, not we.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// As written.
+    pub json: Json,
+    /// Where each key stands, `a.b.0`.
+    pub places: BTreeMap<String, Range<usize>>,
 }
 
 /// A value that was written, with its places.
@@ -418,12 +430,49 @@ fn read(kind: Kind, value: &Spanned<DeValue<'_>>) -> Read {
         Kind::Addresses => list(value, kind, address).map(|(items, spans)| (Value::Addresses(items), spans)),
         Kind::Networks => list(value, kind, network).map(|(items, spans)| (Value::Networks(items), spans)),
         Kind::Domains => list(value, kind, domain).map(|(items, spans)| (Value::Words(items), spans)),
+        Kind::Mechanisms if text == Some("auto") => Ok((Value::Text("auto".into()), Vec::new())),
+        Kind::Settings => match value.get_ref().as_table() {
+            Some(_) => {
+                let mut places = BTreeMap::new();
+                let json = free(value, "", &mut places);
+                Ok((Value::Settings(Settings { json, places }), Vec::new()))
+            }
+            None => mistyped("a table"),
+        },
         Kind::Mechanisms => list(value, kind, mechanism).map(|(items, spans)| (Value::Words(items), spans)),
         Kind::Words => {
             list(value, kind, |text| plain(text).map(str::to_owned)).map(|(items, spans)| (Value::Words(items), spans))
         }
         Kind::Paths => {
             list(value, kind, |text| path(text).map(str::to_owned)).map(|(items, spans)| (Value::Words(items), spans))
+        }
+    }
+}
+
+/// A value as JSON; where it stands goes to `places`.
+fn free(value: &Spanned<DeValue<'_>>, path: &str, places: &mut BTreeMap<String, Range<usize>>) -> Json {
+    let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    places.insert(path.to_owned(), value.span());
+    match value.get_ref() {
+        DeValue::String(text) => Json::String(text.to_string()),
+        DeValue::Integer(_) => {
+            let number = integer(value.get_ref());
+            let number = number.and_then(serde_json::Number::from_i128);
+            number.map_or(Json::Null, Json::Number)
+        }
+        DeValue::Float(number) => number.as_str().parse::<f64>().map_or(Json::Null, Json::from),
+        DeValue::Boolean(flag) => Json::Bool(*flag),
+        DeValue::Datetime(date) => Json::String(date.to_string()),
+        DeValue::Array(items) => {
+            items.iter().enumerate().map(|(at, item)| free(item, &below(&at.to_string()), places)).collect()
+        }
+        DeValue::Table(table) => {
+            let entries = table.iter().map(|(key, value)| {
+                let name = key.get_ref().to_string();
+                let json = free(value, &below(&name), places);
+                (name, json)
+            });
+            Json::Object(entries.collect())
         }
     }
 }

@@ -22,6 +22,8 @@ use link::{BadPacket, LINK_VERSION, Link, Received, Role, sealed, sys};
 use rustix::event::PollFlags;
 use telemetry::{Board, Slot};
 
+use crate::process::runs_library;
+
 /// The internal subcommand.
 pub const ROLE_ARGUMENT: &str = "__role";
 
@@ -77,7 +79,8 @@ pub struct Startup {
     pub slot: Slot,
     /// The table of limits (a worker only) and our row in it: [`limits::Table::attach`].
     pub limits: Option<(OwnedFd, usize)>,
-    /// Secrets that the nodes of a fleet share; empty when there are none.
+    /// Secrets that the nodes of a fleet share; empty when there are none. A backend-host gets the settings of its
+    /// back ends instead.
     pub secrets: Vec<u8>,
     /// Vetted mechanism libraries (a worker, a mechanism-host).
     pub plugins: Vec<Plugin>,
@@ -89,7 +92,7 @@ pub struct Startup {
     pub listeners: Vec<Listener>,
     /// Links to other processes that were there before us.
     pub peers: Vec<Peer>,
-    /// Links to mechanism-hosts (a worker only).
+    /// Links to mechanism-hosts (a worker), to backend-hosts (the directory).
     pub runners: Vec<Runner>,
     /// Mechanisms in quarantine (a worker only).
     pub quarantine: Vec<String>,
@@ -254,7 +257,7 @@ fn collect(role: Role, supervisor: Supervisor) -> Result<Startup, String> {
     }
     let configuration = configuration.ok_or("the supervisor sent no configuration")?;
     // Strangers' code gets no page that others believe in.
-    let own = || Board::create(1).map(|board| (board, 0)).ok().filter(|_| role == Role::MechanismHost);
+    let own = || Board::create(1).map(|board| (board, 0)).ok().filter(|_| runs_library(role));
     let (board, slot) = board.or_else(own).ok_or("the supervisor sent no telemetry board")?;
     let slot = board.slot(slot).ok_or("the telemetry board has no such slot")?;
     Ok(Startup {

@@ -22,6 +22,7 @@
 //!
 //! ```text
 //! worker shard ── directory      one per shard
+//! worker shard ── mechanism-host, directory ── backend-host      to processes that run a library
 //! worker ── delivery, worker ── control, directory ── control, delivery ── control      one each
 //! ```
 //!

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use link::Role;
 use link::ids::Ids;
 use telemetry::Event;
 
@@ -61,12 +62,24 @@ pub struct Plugin {
     pub mechanisms: Vec<String>,
     /// What the configuration says of it, in the program's own words: under other terms it is another edition.
     pub terms: String,
+    /// Its back ends: they run in a process of their own in any case.
+    pub backends: Vec<String>,
+    /// Their settings, in the program's own form, for that process only. May hold secrets.
+    pub settings: Vec<u8>,
 }
 
 impl Plugin {
+    /// The processes that it has of its own.
+    pub(crate) fn roles(&self) -> Vec<Role> {
+        let mechanisms = (self.process && !self.mechanisms.is_empty()).then_some(Role::MechanismHost);
+        let backends = (!self.backends.is_empty()).then_some(Role::BackendHost);
+        mechanisms.into_iter().chain(backends).collect()
+    }
+
     pub(crate) fn same(&self, other: &Plugin) -> bool {
         let content = |plugin: &Plugin| link::sealed::read(plugin.library.as_fd()).ok();
         let about = |plugin: &Plugin| (plugin.id.clone(), plugin.origin.clone(), plugin.process, plugin.terms.clone());
+        let about = |plugin: &Plugin| (about(plugin), plugin.settings.clone());
         about(self) == about(other) && content(self) == content(other)
     }
 }
@@ -81,8 +94,11 @@ impl Plan {
             && (self.workers, self.shards) == (next.workers, next.shards)
             && self.plugins.len() == next.plugins.len()
             && self.plugins.iter().zip(&next.plugins).all(|(ours, theirs)| {
-                let replaced = ours.process && theirs.process && ours.id == theirs.id;
-                ours.same(theirs) || replaced && ours.mechanisms == theirs.mechanisms
+                // What workers have of it must be nothing, or the same.
+                let alike =
+                    (&ours.id, &ours.mechanisms, &ours.backends) == (&theirs.id, &theirs.mechanisms, &theirs.backends);
+                let apart = |plugin: &Plugin| plugin.process || plugin.mechanisms.is_empty();
+                ours.same(theirs) || alike && apart(ours) && apart(theirs)
             })
             && self.plugins.iter().zip(&next.plugins).any(|(ours, theirs)| !ours.same(theirs))
     }

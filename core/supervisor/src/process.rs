@@ -19,6 +19,11 @@ const OUTBOX_OCTETS_MAX: usize = 8 << 20;
 /// From Stop, or from the end of its link, to SIGKILL.
 const STOP_SECONDS: u64 = 5;
 
+/// Whether processes of this role run one library of a stranger.
+pub(crate) fn runs_library(role: Role) -> bool {
+    matches!(role, Role::MechanismHost | Role::BackendHost)
+}
+
 /// How far a child is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -103,7 +108,7 @@ impl Process {
             command.stdout(Stdio::null());
         }
         // A stranger's code has nothing to say on the operator's terminal; its log comes another way.
-        if post.role == Role::MechanismHost {
+        if runs_library(post.role) {
             command.stderr(Stdio::null());
         }
         let child = sys::spawn(&mut command, theirs)?;

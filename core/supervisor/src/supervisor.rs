@@ -19,7 +19,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 use telemetry::{Board, Counter, Event, Gauge, Level, Slot};
 
 use crate::plan::{Changes, Hooks, Options, Plan, Plugin};
-use crate::process::{Phase, Post, Process};
+use crate::process::{Phase, Post, Process, runs_library};
 use crate::sockets::{Bound, Lock, Sockets};
 
 /// A child that is not ready by then never will be.
@@ -42,8 +42,8 @@ const DEATHS_MAX: usize = 5;
 const DEATHS_WITHIN: Duration = Duration::from_secs(60);
 /// Older editions of libraries that still finish exchanges; further reloads wait.
 const LEAVING_MAX: usize = 16;
-/// Most libraries with processes of their own, for the size of the board.
-const HOSTS_MAX: usize = 64;
+/// Most processes that run libraries, for the size of the board.
+const HOSTS_MAX: usize = 128;
 
 const SINGLETONS: [Role; 3] = [Role::Directory, Role::Delivery, Role::Control];
 
@@ -147,11 +147,20 @@ struct Pending {
 struct Edition {
     /// Unique while the supervisor lives, rising: its generation for workers, its post for us.
     number: u32,
+    /// For its mechanisms or for its back ends.
+    role: Role,
     plugin: Plugin,
     state: EditionState,
     deaths: VecDeque<Instant>,
     /// It died too often.
     given_up: bool,
+}
+
+impl Edition {
+    /// Whether this is its process: numbers of editions are given once.
+    fn has(&self, process: &Process) -> bool {
+        process.role == self.role && process.index == self.number as usize
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -302,12 +311,12 @@ impl<H: Hooks> Supervisor<H> {
         }
         // Before the workers, which want links to them.
         let missing = |edition: &&Edition| {
-            let is_it =
-                |process: &Process| process.role == Role::MechanismHost && process.index == edition.number as usize;
+            let is_it = |process: &Process| edition.has(process);
             edition.state != EditionState::Leaving && !edition.given_up && !self.processes.iter().any(is_it)
         };
-        let missing: Vec<u32> = self.editions.iter().filter(missing).map(|edition| edition.number).collect();
-        missing.into_iter().for_each(|number| self.fill(Role::MechanismHost, number, number as usize));
+        let missing = self.editions.iter().filter(missing).map(|edition| (edition.role, edition.number));
+        let missing: Vec<(Role, u32)> = missing.collect();
+        missing.into_iter().for_each(|(role, number)| self.fill(role, number, number as usize));
         if self.stopping.is_some() {
             return;
         }
@@ -366,7 +375,7 @@ impl<H: Hooks> Supervisor<H> {
         self.instances += 1;
         let instance = self.instances;
         let edition = self.editions.iter().find(|edition| edition.number as usize == index);
-        let plugin = edition.filter(|_| role == Role::MechanismHost).map(|edition| edition.plugin.clone());
+        let plugin = edition.filter(|_| runs_library(role)).map(|edition| edition.plugin.clone());
         let library = plugin.as_ref().map(|plugin| plugin.id.clone());
         let post = Post { role, instance, generation, index, library, shards, slot, row: row.flatten() };
         let mut new = Process::start(&self.options, post)?;
@@ -399,6 +408,9 @@ impl<H: Hooks> Supervisor<H> {
         if let Some(plugin) = own {
             let message = Message::Plugin { id: &plugin.id, origin: &plugin.origin };
             new.say(&message, Some(plugin.library.try_clone()?));
+            if new.role == Role::BackendHost {
+                new.say(&Message::Secrets(&plugin.settings), None);
+            }
         } else {
             new.say(&Message::Board { slot }, Some(self.board.as_fd().try_clone_to_owned()?));
             if new.role != Role::Control {
@@ -408,7 +420,7 @@ impl<H: Hooks> Supervisor<H> {
         if let Some(row) = new.row {
             let row = u32::try_from(row).unwrap_or(u32::MAX);
             new.say(&Message::Limits { row }, Some(self.limits.as_fd().try_clone_to_owned()?));
-            for plugin in plan.plugins.iter().filter(|plugin| !plugin.process) {
+            for plugin in plan.plugins.iter().filter(|plugin| !plugin.process && !plugin.mechanisms.is_empty()) {
                 let message = Message::Plugin { id: &plugin.id, origin: &plugin.origin };
                 new.say(&message, Some(plugin.library.try_clone()?));
             }
@@ -506,12 +518,13 @@ impl<H: Hooks> Supervisor<H> {
     /// Workers first: they still need the others. Control last: it writes what the others say at the end.
     fn drain_in_order(&mut self) {
         let Some(Stopping { seconds, seconds_max }) = self.stopping else { return };
-        let order = [Role::Worker, Role::MechanismHost, Role::Delivery, Role::Directory, Role::Control];
+        let order =
+            [Role::Worker, Role::MechanismHost, Role::Delivery, Role::Directory, Role::BackendHost, Role::Control];
         let next = order.into_iter().find(|role| self.processes.iter().any(|process| process.role == *role));
         for process in self.processes.iter_mut().filter(|process| Some(process.role) == next) {
             match process.role {
                 Role::Worker => process.drain(seconds, seconds_max),
-                Role::Directory | Role::MechanismHost => process.stop(),
+                Role::Directory | Role::MechanismHost | Role::BackendHost => process.stop(),
                 _ => process.drain(seconds.min(LAST_SECONDS), seconds_max.min(LAST_SECONDS)),
             }
         }
@@ -575,7 +588,7 @@ impl<H: Hooks> Supervisor<H> {
             Said::Quarantine(mechanism, cause) => self.put_in_quarantine(mechanism, cause),
             Said::Stuck(id, generation) => {
                 let is_it = |process: &&mut Process| {
-                    process.role == Role::MechanismHost
+                    runs_library(process.role)
                         && process.index == generation as usize
                         && process.library.as_ref() == Some(&id)
                 };
@@ -655,11 +668,14 @@ impl<H: Hooks> Supervisor<H> {
             |bound| json!({ "name": bound.name, "address": bound.address.to_string(), "sockets": bound.sockets.len() }),
         );
         let libraries = self.editions.iter().map(|edition| {
-            let is_it =
-                |process: &&Process| process.role == Role::MechanismHost && process.index == edition.number as usize;
-            let process = self.processes.iter().find(is_it);
+            let process = self.processes.iter().find(|process| edition.has(process));
+            let none = Vec::new();
+            let (mechanisms, backends) = match edition.role {
+                Role::BackendHost => (&none, &edition.plugin.backends),
+                _ => (&edition.plugin.mechanisms, &none),
+            };
             json!({ "id": edition.plugin.id, "runner": "process", "generation": edition.number,
-                "mechanisms": edition.plugin.mechanisms, "deaths": edition.deaths.len(),
+                "role": edition.role.name(), "mechanisms": mechanisms, "backends": backends, "deaths": edition.deaths.len(),
                 "sandbox": process.map(|process| &process.sandbox), "pid": process.map(Process::pid),
                 "state": match (edition.given_up, edition.state, process) {
                     (true, ..) => "quarantine",
@@ -748,7 +764,7 @@ impl<H: Hooks> Supervisor<H> {
         for process in &mut self.processes {
             if process.role == Role::Worker && process.generation != generation {
                 process.drain(seconds, seconds_max);
-            } else if !matches!(process.role, Role::Worker | Role::MechanismHost) && reconfigured {
+            } else if process.role != Role::Worker && !runs_library(process.role) && reconfigured {
                 match sealed::create("configuration", &plan.configuration) {
                     Ok(fd) => {
                         process.reconfigured = true;
@@ -781,11 +797,8 @@ impl<H: Hooks> Supervisor<H> {
     fn fail_pending(&mut self, text: &str) {
         let Some(pending) = self.pending.take() else { return };
         for process in &mut self.processes {
-            let coming = process.role == Role::MechanismHost
-                && self
-                    .editions
-                    .iter()
-                    .any(|edition| edition.state == EditionState::Coming && edition.number as usize == process.index);
+            let coming =
+                self.editions.iter().any(|edition| edition.state == EditionState::Coming && edition.has(process));
             let worker = process.role == Role::Worker && pending.workers && process.generation == pending.generation;
             if coming || worker {
                 process.stop();
@@ -819,12 +832,16 @@ impl<H: Hooks> Supervisor<H> {
 
     /// An edition for each library of `plan` whose content no edition has yet.
     fn new_editions(&mut self, plan: &Plan, state: EditionState) {
-        for plugin in plan.plugins.iter().filter(|plugin| plugin.process) {
-            let has = |edition: &Edition| edition.state == EditionState::Current && edition.plugin.same(plugin);
+        let wanted = plan.plugins.iter().flat_map(|plugin| plugin.roles().into_iter().map(move |role| (plugin, role)));
+        for (plugin, role) in wanted {
+            let has = |edition: &Edition| {
+                edition.state == EditionState::Current && edition.role == role && edition.plugin.same(plugin)
+            };
             if !self.editions.iter().any(has) {
                 self.editions_made += 1;
                 self.editions.push(Edition {
                     number: self.editions_made,
+                    role,
                     plugin: plugin.clone(),
                     state,
                     deaths: VecDeque::new(),
@@ -837,7 +854,8 @@ impl<H: Hooks> Supervisor<H> {
     /// The new plan holds: its editions serve, the others finish. Whatever was in quarantine gets a new chance.
     fn exchange_editions(&mut self, plan: &Plan, seconds: u32, seconds_max: u32) {
         for edition in &mut self.editions {
-            let wanted = plan.plugins.iter().any(|plugin| plugin.process && edition.plugin.same(plugin));
+            let is_it = |plugin: &Plugin| plugin.roles().contains(&edition.role) && edition.plugin.same(plugin);
+            let wanted = plan.plugins.iter().any(is_it);
             edition.state = match edition.state {
                 EditionState::Leaving => EditionState::Leaving,
                 _ if wanted => EditionState::Current,
@@ -846,9 +864,8 @@ impl<H: Hooks> Supervisor<H> {
             edition.given_up = false;
             edition.deaths.clear();
         }
-        for process in self.processes.iter_mut().filter(|process| process.role == Role::MechanismHost) {
-            let leaving =
-                |edition: &Edition| edition.state == EditionState::Leaving && edition.number as usize == process.index;
+        for process in self.processes.iter_mut() {
+            let leaving = |edition: &Edition| edition.state == EditionState::Leaving && edition.has(process);
             if self.editions.iter().any(leaving) {
                 process.drain(seconds, seconds_max);
             }
@@ -863,10 +880,7 @@ impl<H: Hooks> Supervisor<H> {
     fn forget_editions(&mut self) {
         let processes = &self.processes;
         self.editions.retain(|edition| {
-            edition.state != EditionState::Leaving
-                || processes
-                    .iter()
-                    .any(|process| process.role == Role::MechanismHost && process.index == edition.number as usize)
+            edition.state != EditionState::Leaving || processes.iter().any(|process| edition.has(process))
         });
     }
 
@@ -877,11 +891,7 @@ impl<H: Hooks> Supervisor<H> {
     /// Whether every library that should run does, save for those that were given up.
     fn hosts_ready(&self) -> bool {
         self.editions.iter().all(|edition| {
-            let ready = |process: &Process| {
-                process.role == Role::MechanismHost
-                    && process.index == edition.number as usize
-                    && process.phase == Phase::Ready
-            };
+            let ready = |process: &Process| edition.has(process) && process.phase == Phase::Ready;
             edition.state == EditionState::Leaving || edition.given_up || self.processes.iter().any(ready)
         })
     }
@@ -903,7 +913,7 @@ impl<H: Hooks> Supervisor<H> {
         }
     }
 
-    /// A mechanism-host died. It is replaced at once, unless that has happened too often.
+    /// A process that runs a library died. It is replaced at once, unless that has happened too often.
     fn edition_died(&mut self, number: usize, cause: &str) {
         let now = Instant::now();
         let Some(edition) = self.editions.iter_mut().find(|edition| edition.number as usize == number) else { return };
@@ -916,7 +926,11 @@ impl<H: Hooks> Supervisor<H> {
             edition.given_up = true;
             let cause =
                 format!("the process of plugin {} died {DEATHS_MAX} times within a minute: {cause}", edition.plugin.id);
-            for mechanism in edition.plugin.mechanisms.clone() {
+            let names = match edition.role {
+                Role::BackendHost => edition.plugin.backends.iter().map(|name| format!("back end {name}")).collect(),
+                _ => edition.plugin.mechanisms.clone(),
+            };
+            for mechanism in names {
                 self.put_in_quarantine(mechanism, cause.clone());
             }
         }
@@ -948,7 +962,7 @@ impl<H: Hooks> Supervisor<H> {
         self.next_second = now + Duration::from_secs(1);
         self.slot.heartbeat(unix_ms());
         // They have no page of the board.
-        for host in self.processes.iter().filter(|process| process.role == Role::MechanismHost) {
+        for host in self.processes.iter().filter(|process| runs_library(process.role)) {
             if let Some(slot) = self.board.slot(host.slot) {
                 slot.heartbeat(unix_ms());
             }
@@ -989,7 +1003,7 @@ impl<H: Hooks> Supervisor<H> {
             }
             let asked = matches!(process.phase, Phase::Draining | Phase::Stopping)
                 || process.reconfigured && status.code() == Some(0);
-            if asked && process.role == Role::MechanismHost {
+            if asked && runs_library(process.role) {
                 self.forget_editions();
             }
             if asked {
@@ -1013,7 +1027,7 @@ impl<H: Hooks> Supervisor<H> {
     fn died(&mut self, role: Role, generation: u32, index: usize, lived: Duration, cause: &str) {
         self.slot.add(Counter::ProcessesDied, 1);
         let now = Instant::now();
-        let host = role == Role::MechanismHost;
+        let host = runs_library(role);
         let library = self.editions.iter().find(|edition| host && edition.number as usize == index);
         let library = library.map(|edition| (edition.plugin.id.clone(), edition.state));
         let lived = if host { Duration::MAX } else { lived };
@@ -1097,18 +1111,18 @@ fn connect(a: &mut Process, b: &mut Process) -> io::Result<()> {
     if a.phase == Phase::Stopping || b.phase == Phase::Stopping {
         return Ok(());
     }
-    let runners = match (a.role, b.role) {
-        (Role::Worker, Role::MechanismHost) => Some((&mut *a, &mut *b)),
-        (Role::MechanismHost, Role::Worker) => Some((&mut *b, &mut *a)),
+    let library = match (a.role, b.role) {
+        (Role::Worker, Role::MechanismHost) | (Role::Directory, Role::BackendHost) => Some((&mut *a, &mut *b)),
+        (Role::MechanismHost, Role::Worker) | (Role::BackendHost, Role::Directory) => Some((&mut *b, &mut *a)),
         _ => None,
     };
     // A host that finishes its exchanges gets no new ones.
-    if let Some((worker, host)) = runners.filter(|(_, host)| host.phase != Phase::Draining) {
+    if let Some((user, host)) = library.filter(|(_, host)| host.phase != Phase::Draining) {
         let (id, generation) = (host.library.clone().unwrap_or_default(), host.generation);
-        for shard in 0..worker.shards {
-            let (for_worker, for_host) = Link::pair()?;
-            worker.say(&Message::Runner { id: &id, shard, generation }, Some(for_worker.into()));
-            host.say(&Message::Peer { role: Role::Worker, shard, instance: worker.instance }, Some(for_host.into()));
+        for shard in 0..user.shards.max(1) {
+            let (for_user, for_host) = Link::pair()?;
+            user.say(&Message::Runner { id: &id, shard, generation }, Some(for_user.into()));
+            host.say(&Message::Peer { role: user.role, shard, instance: user.instance }, Some(for_host.into()));
         }
     }
     for shard in 0..links {
@@ -1134,12 +1148,10 @@ fn read(packet: &[u8], fds: Vec<OwnedFd>, role: Role, build_id: &str) -> Vec<Sai
             Ok((_, Message::Quarantine { mechanism, cause, .. }, _)) if role == Role::Worker => {
                 Said::Quarantine(clip(mechanism).to_owned(), clip(cause).to_owned())
             }
-            Ok((_, Message::Stuck { id, generation }, _)) if role == Role::Worker => {
+            Ok((_, Message::Stuck { id, generation }, _)) if matches!(role, Role::Worker | Role::Directory) => {
                 Said::Stuck(id.to_owned(), generation)
             }
-            Ok((_, Message::Sandbox { text }, _)) if role == Role::MechanismHost => {
-                Said::Sandbox(clip(text).to_owned())
-            }
+            Ok((_, Message::Sandbox { text }, _)) if runs_library(role) => Said::Sandbox(clip(text).to_owned()),
             Ok((id, Message::AdminRequest(request), _)) if role == Role::Control => match request {
                 AdminRequest::Status => Said::Status(id),
                 AdminRequest::Reload => Said::Reload(id),

@@ -45,6 +45,8 @@ pub const MESSAGE_MAX: u32 = 65_536;
 pub const OUTPUT_MAX: u32 = 65_536;
 /// Largest [`Mech::max_steps`].
 pub const STEPS_MAX: u32 = 32;
+/// [`Reply::cap`]: room for everything that a back end answers.
+pub const REPLY_MAX: u32 = 65_536;
 /// Room for [`Out::diag`] beyond [`Mech::max_output`].
 pub const DIAG_MAX: u32 = 256;
 
@@ -312,6 +314,25 @@ impl Bytes {
 impl Slice {
     /// No octets.
     pub const NONE: Slice = Slice { region: region::NONE, off: 0, len: 0 };
+}
+
+impl Reply {
+    /// As the host presets it: nobody could say, unless the back end says otherwise.
+    pub const PRESET: Reply = Reply {
+        size: size_of::<Reply>() as u32,
+        status: status::TEMPFAIL,
+        found: 0,
+        iterations: 0,
+        buf: std::ptr::null_mut(),
+        cap: 0,
+        used: 0,
+        identity: Slice::NONE,
+        data: Slice::NONE,
+        salt: Slice::NONE,
+        stored_key: Slice::NONE,
+        server_key: Slice::NONE,
+        diag: Slice::NONE,
+    };
 }
 
 impl Out {

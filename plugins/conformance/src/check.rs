@@ -103,18 +103,28 @@ pub fn check(options: &Options, tell: &mut dyn FnMut(Told)) -> Result<Summary, S
     let mut mechanisms: Vec<Traits> = Vec::new();
     let broken = check.task(Task::Describe, "", &mut mechanisms)?;
     let wanted = |traits: &Traits| options.mech.as_ref().is_none_or(|mech| *mech == traits.name);
-    if broken || mechanisms.is_empty() {
+    let noted = plugin_host::inspect(&options.file).map(|found| found.note.backends).unwrap_or_default();
+    let backends: Vec<String> =
+        noted.into_keys().filter(|name| options.mech.as_ref().is_none_or(|mech| mech == name)).collect();
+    if broken || (mechanisms.is_empty() && backends.is_empty()) {
         for task in [Task::Handshake].into_iter().chain(Task::EACH) {
             check.skip(task, "", "the descriptor must be good first");
         }
         return Ok(check.summary);
     }
-    if !mechanisms.iter().any(wanted) {
+    if !mechanisms.iter().any(wanted) && backends.is_empty() {
         let names: Vec<&str> = mechanisms.iter().map(|traits| traits.name.as_str()).collect();
         let name = options.mech.as_deref().unwrap_or_default();
         return Err(format!("{}: no mechanism {name}; it has {}", options.file.display(), names.join(", ")));
     }
-    check.task(Task::Handshake, "", &mut vec![])?;
+    let refused = check.task(Task::Handshake, "", &mut vec![])?;
+    for name in &backends {
+        if refused {
+            check.skip(Task::Backend, name, "the host does not load it");
+        } else {
+            check.task(Task::Backend, name, &mut vec![])?;
+        }
+    }
     for traits in mechanisms.iter().filter(|traits| wanted(traits)) {
         let (mut stopped, mut impure) = (false, false);
         for task in Task::EACH {

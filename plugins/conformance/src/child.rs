@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::BufRead as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use crate::back_end::{self, Asking};
 use crate::job::{Job, Line, Pipe, Task};
 use crate::rules::Verdict;
 use crate::sandbox::{self, Bound, Declared, Fault, Library};
@@ -41,13 +42,18 @@ fn work() -> Result<(), String> {
     sandbox::catch_faults(pipe.as_fd());
     let pipe = Pipe(pipe);
     // The handshake is the host's own: it copies the file into a sealed memfd first.
-    let sealed = if job.task == Task::Handshake { Some(seal(&job)) } else { None };
+    let sealed = if matches!(job.task, Task::Handshake | Task::Backend) { Some(seal(&job)) } else { None };
+    let asking = if job.task == Task::Backend { Some(Asking::start()) } else { None };
     let threads = if job.task == Task::Threads { Some(Threads::start()) } else { None };
     if threads.is_some() {
         sandbox::interrupt_others();
     }
     sandbox::enter_loading().map_err(|error| format!("seccomp: {error}; the kernel must allow filters"))?;
-    if let Some(sealed) = sealed {
+    if let (Some(sealed), Some(asking)) = (&sealed, asking) {
+        let sealed = sealed.as_ref().map_err(Clone::clone);
+        let copy = sealed.and_then(|(id, fd)| Ok((id.clone(), fd.try_clone().map_err(|error| error.to_string())?)));
+        back_end::check(&pipe, &job, copy, asking);
+    } else if let Some(sealed) = sealed {
         handshake(&pipe, &job, sealed);
     } else {
         match Library::open(&job.file) {

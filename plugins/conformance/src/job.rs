@@ -21,6 +21,8 @@ pub enum Task {
     Handshake,
     /// D1.
     Settings,
+    /// B1 to B4, and D1 for a back end.
+    Backend,
     /// M2, M5, and what only running it shows of A5 and A6.
     Memory,
     /// M1.
@@ -66,6 +68,7 @@ impl Task {
             Self::Describe => &["A1", "A2", "A3", "A4", "A5", "A6"],
             Self::Handshake => &["A7"],
             Self::Settings => &["D1"],
+            Self::Backend => &["D1", "B1", "B2", "B3", "B4"],
             Self::Memory => &["M2", "M5"],
             Self::Purity => &["M1"],
             Self::Allocations => &["M3"],
@@ -85,6 +88,7 @@ impl Task {
             Self::Describe => "A3",
             Self::Handshake => "A7",
             Self::Settings => "D1",
+            Self::Backend => "B2",
             Self::Drop => "M4",
             Self::Threads => "M6",
             _ => "M2",

@@ -33,6 +33,7 @@
 //! ```
 #![deny(unsafe_code)] // sandbox.rs is the exception
 
+mod back_end;
 pub mod check;
 pub mod child;
 pub mod client;

@@ -152,6 +152,8 @@ pub fn explain(task: Task, ended: &Ended) -> Option<(&'static str, String)> {
             let step = died.as_ref().map_or(String::new(), at_step);
             let rule = if matches!(task, Task::Describe | Task::Handshake | Task::Settings) {
                 task.rule_of_a_crash()
+            } else if task == Task::Backend {
+                "B4"
             } else {
                 "M7"
             };
@@ -170,6 +172,11 @@ fn died_of(task: Task, died: &Died) -> (&'static str, String) {
         "abort" | "assert" => {
             ("A7", format!("it calls {}(){step}", if died.place == "abort" { "abort" } else { "assert" }))
         }
+        // It may do what a mechanism may not; what ends it is what it was asked.
+        "stack" | "NULL" | "elsewhere" | "signal" if task == Task::Backend && died.signal != 6 => (
+            task.rule_of_a_crash(),
+            format!("it dies ({}) of a name that somebody could send", signal_name(died.signal)),
+        ),
         "exit" if loading => (task.rule_of_a_crash(), "it ends the process".into()),
         "exit" => ("M5", format!("it ends the process by exit(){step}")),
         "double free" => ("M4", format!("it frees what it has freed before{step}")),

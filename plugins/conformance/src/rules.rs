@@ -65,6 +65,14 @@ rules! {
         "compare your messages with those of the vector, octet by octet";
     P8: "channel binding is neither ignored nor downgraded",
         "compare the client's binding with that of CHANNEL_BINDING; -PLUS refuses n and y, the other one refuses p=, and y when PRV_C_CB_SIBLING is set (RFC 5802 section 6)";
+    B1: "a back end's answers lie inside of its buffer, and have what belongs to them",
+        "used <= cap; identity, data, salt, keys and diag are slices of PRV_R_OUT inside of used; a token or certificate that is right names an identity, a SCRAM key has salt, iterations and two keys as long as the hash";
+    B2: "a name that nobody has is not found, whatever it looks like",
+        "answer found = 0 for who is not there; compare names as octets with their length (no NUL ends them, they may be 65536 long and need not be UTF-8), and give them to a database as parameters, never as a part of a query";
+    B3: "what a back end does not provide it refuses, each time",
+        "answer PRV_UNSUPPORTED for every rq->effect that is not in .provides, and for kinds of keys that you do not know";
+    B4: "as many calls at a time as max_parallel says give the same answers as one after the other",
+        "no static or shared buffer: conf is shared by all threads that call handle, so lock what changes, or lower max_parallel";
     D1: "settings are described, and checked",
         "config_schema is a JSON Schema of type object whose examples configure() takes; configure() refuses a key that it does not know";
 }

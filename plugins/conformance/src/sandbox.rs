@@ -203,6 +203,9 @@ unsafe fn describe(at: *const abi::Plugin) -> Result<(Library, Vec<Fault>), Faul
         faults.push(Fault::new("A4", format!("the library id is {:?}", about.id)));
     }
     let (count, stride) = (plugin.mech_count, plugin.mech_stride as usize);
+    if count == 0 && plugin.backend_count > 0 {
+        return Ok((Library { plugin, about }, faults));
+    }
     if count == 0 || count > 64 || plugin.mechs.is_null() {
         faults.push(Fault::new("A5", format!("mech_count is {count}; 1 to 64 can be, and mechs must not be NULL")));
         return Ok((Library { plugin, about }, faults));

@@ -105,7 +105,7 @@ impl Trial<'_> {
                 self.say("P8", self.bindings(&mut local));
             }
             Task::Fuzz => self.fuzz(&mut local, &known),
-            Task::Describe | Task::Handshake | Task::Settings | Task::Serve => {}
+            Task::Describe | Task::Handshake | Task::Settings | Task::Backend | Task::Serve => {}
         }
     }
 

@@ -38,6 +38,7 @@ fn compile(source: &Path, output: &Path) {
         .arg(root().join("plugins/abi"))
         .arg("-o")
         .args([output, source])
+        .arg("-lcrypt")
         .output()
         .unwrap();
     assert!(build.status.success(), "{}: {}", source.display(), String::from_utf8_lossy(&build.stderr));
@@ -146,6 +147,22 @@ fn bundled_libraries_pass() {
         let passed = |rule: &str| lines.iter().any(|line| line["rule"] == rule && line["result"] == "pass");
         for rule in conformance::rules::RULES {
             assert!(passed(rule.id) || (rule.id == "P8" && id == "legacy"), "{id}: nothing passed {}", rule.id);
+        }
+    }
+}
+
+/// The examples with back ends: B1 to B4 are decided for them, and hold.
+#[test]
+fn back_ends_of_the_examples_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let accounts = folder.path().join("accounts.so");
+    compile(&root().join("plugins/examples/c-accounts/accounts.c"), &accounts);
+    for (library, name) in [(accounts, "accounts"), (bundled("example_store"), "store")] {
+        let (lines, code) = check(&library, "0.4");
+        assert!(failures(&lines).is_empty() && code == Some(0), "{lines:#?}");
+        for rule in ["D1", "B1", "B2", "B3", "B4"] {
+            let passed = |line: &Value| line["rule"] == rule && line["mech"] == name && line["result"] == "pass";
+            assert!(lines.iter().any(passed), "{rule} {name}: {lines:#?}");
         }
     }
 }

@@ -114,6 +114,21 @@ pub enum KeyKind {
     CramMd5Context = key::CRAM_MD5_CTX,
 }
 
+impl KeyKind {
+    /// From the ABI number.
+    pub(crate) fn from_abi(number: u32) -> Option<Self> {
+        let all = [
+            Self::Cleartext,
+            Self::ScramSha1,
+            Self::ScramSha256,
+            Self::ScramSha512,
+            Self::DigestMd5Ha1,
+            Self::CramMd5Context,
+        ];
+        all.into_iter().find(|kind| *kind as u32 == number)
+    }
+}
+
 /// Channel bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

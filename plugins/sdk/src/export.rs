@@ -12,8 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::{ptr, slice};
 
-use crate::abi::{self, action, event, fail, mech_flag, region};
-use crate::cx::{Bad, Cx, Done, EffectKind, Event, Given, Outcome, ScramKey};
+use crate::abi::{self, action, event, fail, mech_flag, region, status};
+use crate::backend::{Asked, Backend, BackendMeta, Reply, Request};
+use crate::cx::{Bad, Cx, Done, EffectKind, Event, Given, KeyKind, Outcome, ScramKey};
 use crate::{Mechanism, Meta, Settings};
 
 // ---------------------------------------------------------------- descriptors
@@ -32,6 +33,20 @@ impl<const N: usize> Mechanisms<N> {
     }
 }
 
+/// The library's back ends.
+#[repr(transparent)]
+pub struct Backends<const N: usize>([abi::Backend; N]);
+
+// SAFETY: as for `Mechanisms`.
+unsafe impl<const N: usize> Sync for Backends<N> {}
+
+impl<const N: usize> Backends<N> {
+    /// From [`backend`].
+    pub const fn new(backends: [abi::Backend; N]) -> Self {
+        Self(backends)
+    }
+}
+
 /// What the exported function returns.
 #[repr(transparent)]
 pub struct Descriptor(abi::Plugin);
@@ -41,11 +56,12 @@ unsafe impl Sync for Descriptor {}
 
 impl Descriptor {
     /// The strings end with NUL.
-    pub const fn new<const N: usize>(
+    pub const fn new<const N: usize, const B: usize>(
         id: &'static CStr,
         version: &'static CStr,
         build: &'static CStr,
         mechanisms: &'static Mechanisms<N>,
+        backends: &'static Backends<B>,
     ) -> Self {
         Self(abi::Plugin {
             magic: abi::MAGIC,
@@ -59,9 +75,9 @@ impl Descriptor {
             mech_count: N as u32,
             mech_stride: size_of::<abi::Mech>() as u32,
             mechs: mechanisms.0.as_ptr(),
-            backend_count: 0,
+            backend_count: B as u32,
             backend_stride: size_of::<abi::Backend>() as u32,
-            backends: ptr::null(),
+            backends: backends.0.as_ptr(),
             quiesce: None,
         })
     }
@@ -112,6 +128,37 @@ pub const fn mechanism<M: Mechanism>() -> abi::Mech {
     }
 }
 
+/// Describes `B`; what the host would refuse does not compile.
+pub const fn backend<B: Backend>() -> abi::Backend {
+    let meta = B::META;
+    let name = meta.name.to_bytes();
+    assert!(!name.is_empty() && name.len() <= 32, "a back end name has 1 to 32 octets");
+    let mut at = 0;
+    while at < name.len() {
+        let octet = name[at];
+        let fits = octet.is_ascii_lowercase() || octet.is_ascii_digit() || octet == b'-' || octet == b'_';
+        assert!(fits, "a back end name is made of a-z, 0-9, - and _");
+        at += 1;
+    }
+    assert!(!matches!(name, b"users"), "`users` is the host's own back end");
+    assert!(!meta.provides.is_empty(), "a back end provides something");
+    let provides = needs(meta.provides);
+    assert!(provides & action::need(action::CHANNEL_BINDING) == 0, "channel bindings are the host's own");
+    assert!(!meta.blocking || meta.parallel_max > 0, "a back end that blocks needs a place at least");
+    abi::Backend {
+        size: size_of::<abi::Backend>() as u32,
+        flags: if meta.blocking { abi::B_BLOCKING } else { 0 },
+        provides,
+        name: meta.name.as_ptr(),
+        config_schema: or_null(meta.config_schema),
+        max_parallel: meta.parallel_max,
+        reserved: 0,
+        configure: Some(configure_backend::<B>),
+        release: Some(release::<B>),
+        handle: Some(handle::<B>),
+    }
+}
+
 const fn or_null(text: Option<&'static CStr>) -> *const c_char {
     match text {
         Some(text) => text.as_ptr(),
@@ -154,9 +201,9 @@ pub struct About {
 
 impl<const N: usize> Note<N> {
     /// `N` comes from [`note_octets`].
-    pub const fn new(about: About, metas: &[Meta]) -> Self {
+    pub const fn new(about: About, metas: &[Meta], backends: &[BackendMeta]) -> Self {
         let mut json = [0; N];
-        write_note(&mut json, about, metas);
+        write_note(&mut json, about, metas, backends);
         let mut name = [0; 12];
         put(&mut name, 0, abi::NOTE_OWNER.as_bytes());
         let name_octets = abi::NOTE_OWNER.len() as u32 + 1;
@@ -165,14 +212,14 @@ impl<const N: usize> Note<N> {
 }
 
 /// Octets of the JSON, padded to a multiple of 4.
-pub const fn note_octets(about: About, metas: &[Meta]) -> usize {
-    let octets = write_note(&mut [], about, metas);
+pub const fn note_octets(about: About, metas: &[Meta], backends: &[BackendMeta]) -> usize {
+    let octets = write_note(&mut [], about, metas, backends);
     assert!(octets <= abi::NOTE_MAX, "the note is too long");
     octets.next_multiple_of(4)
 }
 
 /// Writes the note's JSON as far as there is room; returns how long it is.
-const fn write_note(to: &mut [u8], about: About, metas: &[Meta]) -> usize {
+const fn write_note(to: &mut [u8], about: About, metas: &[Meta], backends: &[BackendMeta]) -> usize {
     let mut at = put(to, 0, b"{\"abi\":\"1.0\",\"id\":\"");
     const { assert!(abi::ABI_MAJOR == 1 && abi::ABI_MINOR == 0, "the note says which ABI this is") };
     at = put(to, at, plain(about.id.as_bytes()));
@@ -186,13 +233,7 @@ const fn write_note(to: &mut [u8], about: About, metas: &[Meta]) -> usize {
         at = put(to, at, if m == 0 { b"\"" } else { b",\"" });
         at = put(to, at, plain(metas[m].name.to_bytes()));
         at = put(to, at, b"\":[");
-        let mut n = 0;
-        while n < metas[m].needs.len() {
-            at = put(to, at, if n == 0 { b"\"" } else { b",\"" });
-            at = put(to, at, effect_name(metas[m].needs[n]).as_bytes());
-            at = put(to, at, b"\"");
-            n += 1;
-        }
+        at = put_effects(to, at, metas[m].needs);
         at = put(to, at, b"]");
         m += 1;
     }
@@ -200,7 +241,11 @@ const fn write_note(to: &mut [u8], about: About, metas: &[Meta]) -> usize {
     at = write_names(to, at, metas, mech_flag::SELF_ASSERTS);
     at = put(to, at, b"],\"offloads\":[");
     at = write_names(to, at, metas, mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD);
-    put(to, at, b"]}")
+    at = put(to, at, b"]");
+    if !backends.is_empty() {
+        at = put_backends(to, at, backends);
+    }
+    put(to, at, b"}")
 }
 
 /// The names of the mechanisms with one of `flags`, as elements of an array.
@@ -214,6 +259,53 @@ const fn write_names(to: &mut [u8], mut at: usize, metas: &[Meta], flags: u32) -
             count += 1;
         }
         m += 1;
+    }
+    at
+}
+
+const fn put_backends(to: &mut [u8], mut at: usize, backends: &[BackendMeta]) -> usize {
+    at = put(to, at, b",\"backends\":[");
+    let mut b = 0;
+    while b < backends.len() {
+        at = put(to, at, if b == 0 { b"\"" } else { b",\"" });
+        at = put(to, at, plain(backends[b].name.to_bytes()));
+        at = put(to, at, b"\"");
+        b += 1;
+    }
+    at = put(to, at, b"],\"provides\":{");
+    b = 0;
+    while b < backends.len() {
+        at = put(to, at, if b == 0 { b"\"" } else { b",\"" });
+        at = put(to, at, plain(backends[b].name.to_bytes()));
+        at = put(to, at, b"\":[");
+        at = put_effects(to, at, backends[b].provides);
+        at = put(to, at, b"]");
+        b += 1;
+    }
+    at = put(to, at, b"},\"schemas\":{");
+    let mut first = true;
+    b = 0;
+    while b < backends.len() {
+        if let Some(schema) = backends[b].config_schema {
+            at = put(to, at, if first { b"\"" } else { b",\"" });
+            at = put(to, at, plain(backends[b].name.to_bytes()));
+            at = put(to, at, b"\":");
+            // JSON already.
+            at = put(to, at, schema.to_bytes());
+            first = false;
+        }
+        b += 1;
+    }
+    put(to, at, b"}")
+}
+
+const fn put_effects(to: &mut [u8], mut at: usize, kinds: &[EffectKind]) -> usize {
+    let mut n = 0;
+    while n < kinds.len() {
+        at = put(to, at, if n == 0 { b"\"" } else { b",\"" });
+        at = put(to, at, effect_name(kinds[n]).as_bytes());
+        at = put(to, at, b"\"");
+        n += 1;
     }
     at
 }
@@ -278,31 +370,40 @@ pub const fn c_str(text: &'static str) -> &'static CStr {
 
 /// Makes the library: one exported function, one static descriptor, one ELF note.
 ///
-/// `portreeve_plugin! { id: "example", mechanisms: [Plain, Login] }`: the id is `[a-z0-9_]{1,32}` and is what
+/// `portreeve_plugin! { id: "example", mechanisms: [Plain, Login] }`, with `backends: [Own]` behind it when there are
+/// some ([`Backend`](crate::Backend)): the id is `[a-z0-9_]{1,32}` and is what
 /// the configuration names; the file is found as `portreeve_<id>.so` or `libportreeve_<id>.so`.
 #[macro_export]
 macro_rules! portreeve_plugin {
     (id: $id:literal, mechanisms: [$($mechanism:ty),+ $(,)?] $(,)?) => {
+        $crate::portreeve_plugin! { id: $id, mechanisms: [$($mechanism),+], backends: [] }
+    };
+    (id: $id:literal, mechanisms: [$($mechanism:ty),* $(,)?], backends: [$($backend:ty),* $(,)?] $(,)?) => {
         const _: () = {
             use $crate::export;
-            const METAS: &[$crate::Meta] = &[$(<$mechanism as $crate::Mechanism>::META),+];
+            const METAS: &[$crate::Meta] = &[$(<$mechanism as $crate::Mechanism>::META),*];
+            const BACKEND_METAS: &[$crate::BackendMeta] = &[$(<$backend as $crate::Backend>::META),*];
+            const _: () = assert!(!METAS.is_empty() || !BACKEND_METAS.is_empty(), "a library with nothing in it");
             const ABOUT: export::About = export::About {
                 id: $id,
                 version: env!("CARGO_PKG_VERSION"),
                 panic: if cfg!(panic = "unwind") { "unwind" } else { "abort" },
             };
-            const NOTE_OCTETS: usize = export::note_octets(ABOUT, METAS);
+            const NOTE_OCTETS: usize = export::note_octets(ABOUT, METAS, BACKEND_METAS);
             static MECHANISMS: export::Mechanisms<{ METAS.len() }> =
-                export::Mechanisms::new([$(export::mechanism::<$mechanism>()),+]);
+                export::Mechanisms::new([$(export::mechanism::<$mechanism>()),*]);
+            static BACKENDS: export::Backends<{ BACKEND_METAS.len() }> =
+                export::Backends::new([$(export::backend::<$backend>()),*]);
             static DESCRIPTOR: export::Descriptor = export::Descriptor::new(
                 export::id(export::c_str(concat!($id, "\0"))),
                 export::c_str(concat!(env!("CARGO_PKG_VERSION"), "\0")),
                 if cfg!(panic = "unwind") { c"rust panic=unwind" } else { c"rust panic=abort" },
                 &MECHANISMS,
+                &BACKENDS,
             );
             #[used]
             #[unsafe(link_section = ".note.portreeve")]
-            static NOTE: export::Note<NOTE_OCTETS> = export::Note::new(ABOUT, METAS);
+            static NOTE: export::Note<NOTE_OCTETS> = export::Note::new(ABOUT, METAS, BACKEND_METAS);
 
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn portreeve_plugin_v1(
@@ -349,10 +450,35 @@ unsafe extern "C" fn configure<M: Mechanism>(
     err: *mut c_char,
     err_octets: usize,
 ) -> i32 {
+    // SAFETY: the host's arguments, as they came.
+    unsafe { configured(M::configure, config, conf, err, err_octets) }
+}
+
+unsafe extern "C" fn configure_backend<B: Backend>(
+    _plugin: *mut c_void,
+    config: *const abi::Config,
+    conf: *mut *mut c_void,
+    err: *mut c_char,
+    err_octets: usize,
+) -> i32 {
+    // SAFETY: the host's arguments, as they came.
+    unsafe { configured(B::configure, config, conf, err, err_octets) }
+}
+
+/// # Safety
+/// `config` is null or valid during this call, `conf` is where the host wants a pointer, `err` has room for
+/// `err_octets` (C header, prv_mech.configure).
+unsafe fn configured<T>(
+    make: fn(&Settings<'_>) -> Result<T, String>,
+    config: *const abi::Config,
+    conf: *mut *mut c_void,
+    err: *mut c_char,
+    err_octets: usize,
+) -> i32 {
     let made = catch_unwind(|| {
-        // SAFETY: `config` is null or valid during this call (C header, prv_mech.configure).
+        // SAFETY: the caller's promise.
         let settings = unsafe { settings(config) }?;
-        M::configure(&settings)
+        make(&settings)
     });
     let message = match made {
         Ok(Ok(mechanism)) => {
@@ -371,12 +497,12 @@ unsafe extern "C" fn configure<M: Mechanism>(
     -1
 }
 
-unsafe extern "C" fn release<M: Mechanism>(_plugin: *mut c_void, conf: *mut c_void) {
+unsafe extern "C" fn release<M>(_plugin: *mut c_void, conf: *mut c_void) {
     if conf.is_null() {
         return;
     }
     let dropped = catch_unwind(|| {
-        // SAFETY: made by `configure::<M>`; the host releases it once, after the last exchange.
+        // SAFETY: made by `configured::<M>`; the host releases it once, after the last exchange or request.
         drop(unsafe { Box::from_raw(conf.cast::<M>()) });
     });
     if let Err(payload) = dropped {
@@ -496,6 +622,94 @@ unsafe extern "C" fn drop_state<M: Mechanism>(_conf: *const c_void, state: *mut 
     if let Err(payload) = dropped {
         forget_panic(payload);
     }
+}
+
+unsafe extern "C" fn handle<B: Backend>(conf: *mut c_void, request: *const abi::Request, reply: *mut abi::Reply) {
+    // SAFETY: the host passes its own prv_request and prv_reply, valid and not shared during this call.
+    let (Some(request), Some(reply)) = (unsafe { request.as_ref() }, unsafe { reply.as_mut() }) else { return };
+    (reply.status, reply.found, reply.used) = (status::TEMPFAIL, 0, 0);
+    let known = size_of::<abi::Request>() <= request.size as usize && size_of::<abi::Reply>() <= reply.size as usize;
+    if !known || conf.is_null() {
+        return;
+    }
+    let said = catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: `conf` came from `configure_backend::<B>` and is only read; what the request names is the host's,
+        // valid during this call (C header, BORROWING).
+        unsafe { (*conf.cast::<B>()).handle(&request_of(request)) }
+    }));
+    let said = said.unwrap_or_else(|payload| {
+        forget_panic(payload);
+        Reply::temporary(LAST_PANIC.get().as_str())
+    });
+    // SAFETY: `buf` has `cap` octets, and nobody else uses them during this call.
+    unsafe { write_reply(reply, &said) };
+}
+
+/// # Safety
+/// What `request` names is valid for `'a`.
+unsafe fn request_of<'a>(request: &abi::Request) -> Request<'a> {
+    // SAFETY: the caller's promise.
+    let octets = |bytes: abi::Bytes| unsafe { octets(bytes) };
+    let text = |bytes| std::str::from_utf8(octets(bytes)).unwrap_or_default();
+    let (authcid, authzid, data, data2) =
+        (octets(request.authcid), octets(request.authzid), octets(request.data), octets(request.data2));
+    let asked = match request.effect {
+        action::VERIFY_PASSWORD => Asked::Password { authcid, authzid, password: data },
+        action::FETCH_KEY => match KeyKind::from_abi(request.arg) {
+            Some(kind) => Asked::Key { kind, authcid, authzid, realm: data },
+            None => Asked::Other,
+        },
+        action::VERIFY_TOKEN => Asked::Token { token: data, authzid, fields: data2 },
+        action::VERIFY_EXTERNAL => Asked::External { authzid, spki_sha256: data, names: data2 },
+        action::BACKEND_CALL => Asked::Call { service: octets(request.service), request: data },
+        _ => Asked::Other,
+    };
+    let client_ip = match octets(request.client_ip) {
+        &[a, b, c, d] => Some(std::net::IpAddr::from([a, b, c, d])),
+        long => <[u8; 16]>::try_from(long).ok().map(std::net::IpAddr::from),
+    };
+    Request {
+        asked,
+        deadline_ms: request.deadline_ms,
+        session_id: request.session_id,
+        mechanism: text(request.mechanism),
+        listener: text(request.listener),
+        sni: text(request.sni),
+        client_ip,
+        tls_version: request.tls_version,
+    }
+}
+
+/// # Safety
+/// `reply.buf` has `reply.cap` octets for this call alone.
+unsafe fn write_reply(reply: &mut abi::Reply, said: &Reply) {
+    let room = reply.cap as usize;
+    let mut used = 0;
+    let mut write = |octets: &[u8]| {
+        if octets.is_empty() {
+            return Some(abi::Slice::NONE);
+        }
+        let end = used + octets.len();
+        if reply.buf.is_null() || end > room {
+            return None;
+        }
+        // SAFETY: `used..end` lies within the `cap` octets at `buf`.
+        unsafe { ptr::copy_nonoverlapping(octets.as_ptr(), reply.buf.add(used), octets.len()) };
+        let slice = abi::Slice { region: region::OUT, off: used as u32, len: octets.len() as u32 };
+        used = end;
+        Some(slice)
+    };
+    let reason = &said.reason[..said.reason.floor_char_boundary(abi::DIAG_MAX as usize)];
+    let parts = [&said.data[..], &said.salt, &said.stored_key, &said.server_key];
+    let written = (write(reason.as_bytes()), write(said.identity.as_bytes()), parts.map(&mut write));
+    let (Some(diag), Some(identity), [Some(data), Some(salt), Some(stored_key), Some(server_key)]) = written else {
+        // More than there is room for: as preset, nobody could say.
+        return;
+    };
+    (reply.status, reply.found, reply.iterations) = (said.status, u32::from(said.found), said.iterations);
+    (reply.diag, reply.identity, reply.data) = (diag, identity, data);
+    (reply.salt, reply.stored_key, reply.server_key) = (salt, stored_key, server_key);
+    reply.used = used as u32;
 }
 
 // ---------------------------------------------------------------- the state in the host's memory
@@ -648,6 +862,16 @@ impl<M: Mechanism> Drop for Bench<M> {
     fn drop(&mut self) {
         self.drop_state();
     }
+}
+
+/// Calls `handle` as the host does.
+#[cfg(test)]
+fn call<B: Backend>(backend: &B, request: &abi::Request, scratch: &mut [u8]) -> abi::Reply {
+    let cap = u32::try_from(scratch.len()).unwrap_or(u32::MAX);
+    let mut reply = abi::Reply { buf: scratch.as_mut_ptr(), cap, ..abi::Reply::PRESET };
+    // SAFETY: request, what it names (the tests' own slices), scratch and reply live during the call, and `conf` is a `B`.
+    unsafe { handle::<B>(ptr::from_ref(backend).cast_mut().cast(), request, &mut reply) };
+    reply
 }
 
 // ---------------------------------------------------------------- small parts

@@ -75,8 +75,43 @@
 //! file and line for the audit log. Build with `panic = "unwind"` (the default): the host refuses libraries
 //! that would abort. A step must not allocate: the state lives in memory of the host, output goes to
 //! [`Cx::put`], and the host's checks count.
+//!
+//! A library may bring its own credentials, too: [`Backend`] answers the effects of mechanisms, those of the same
+//! library in a protocol of its own.
+//!
+//! ```
+//! use portreeve_plugin_sdk::{Asked, Backend, BackendMeta, EffectKind, Reply, Request, Settings};
+//!
+//! /// Everybody whose password is their name, backwards.
+//! struct Backwards;
+//!
+//! impl Backend for Backwards {
+//!     const META: BackendMeta = BackendMeta {
+//!         name: c"backwards",
+//!         provides: &[EffectKind::VerifyPassword],
+//!         ..BackendMeta::NONE
+//!     };
+//!
+//!     fn configure(settings: &Settings<'_>) -> Result<Self, String> {
+//!         settings.only(&[])?;
+//!         Ok(Backwards)
+//!     }
+//!
+//!     fn handle(&self, request: &Request<'_>) -> Reply {
+//!         let Asked::Password { authcid, password, .. } = request.asked else { return Reply::unsupported() };
+//!         match std::str::from_utf8(authcid) {
+//!             Ok(name) if name.bytes().rev().eq(password.iter().copied()) => Reply::granted(name),
+//!             Ok(_) => Reply::denied(),
+//!             Err(_) => Reply::unknown(),
+//!         }
+//!     }
+//! }
+//!
+//! portreeve_plugin_sdk::portreeve_plugin! { id: "example", mechanisms: [], backends: [Backwards] }
+//! ```
 #![deny(unsafe_code)] // export.rs, the foreign edge, is the exception
 
+mod backend;
 mod cx;
 #[allow(unsafe_code, reason = "the foreign edge: everything else in this crate is safe code")]
 #[doc(hidden)]
@@ -84,6 +119,7 @@ pub mod export;
 mod settings;
 pub mod testing;
 
+pub use backend::{Asked, Backend, BackendMeta, Reply, Request, ScramKeys};
 pub use cx::{
     Bad, ChannelBinding, Cx, Done, Effect, EffectKind, Event, KeyKind, Outcome, Part, Proof, ScramKey, Status,
 };

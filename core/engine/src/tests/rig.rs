@@ -190,6 +190,7 @@ impl Rig {
                 listener: Arc::new(plan.listener),
                 sockets,
                 tls: Some(Arc::new(server)),
+                backend: None,
                 exempt_nets: if plan.exempt { vec![loopback] } else { Vec::new() },
                 cleartext_nets: vec![loopback],
                 limits: plan.limits,
@@ -438,6 +439,7 @@ fn answer<'a>(question: &Question<'a>) -> (String, Option<Answer<'a>>) {
         Question::Asserted { authcid, .. } => (format!("asserted {}", text(authcid)), None),
         Question::VerifyExternal { authzid, .. } => (format!("external {}", text(authzid)), None),
         Question::VerifyToken { authzid, .. } => (format!("token {}", text(authzid)), None),
+        Question::Backend { backend, .. } => (format!("back end {backend}"), None),
         Question::Recipient { address } => {
             let answer = match address.split('@').next() {
                 Some("silent") => None,

@@ -38,7 +38,8 @@ pub fn ask(socket: &Path, command: &str) -> Result<Value, String> {
 pub fn edition(edition: &Value) -> String {
     let word = |name: &str| edition[name].as_str().unwrap_or("none").to_owned();
     format!(
-        "  edition {} {}, {} deaths in the last minute, sandbox: {}\n",
+        "  {} edition {} {}, {} deaths in the last minute, sandbox: {}\n",
+        word("role"),
         edition["generation"],
         word("state"),
         edition["deaths"],

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use link::sandbox::{self, Demand};
+use link::sandbox::{self, Demand, Guest};
 use link::{Role, sys};
 use plugin_host::{Host, Pool, Registry, THREADS, Terms};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -61,7 +61,7 @@ fn start(startup: &mut Startup) -> Result<Host, String> {
     let libraries = std::mem::take(&mut startup.plugins);
     let grants = libraries.first().map(|library| config.plugins.grants(&library.id)).unwrap_or_default();
     let mut pool = None;
-    let in_force = sandbox::load(demand, &grants, || {
+    let in_force = sandbox::load(demand, Guest::Mechanisms, &grants, || {
         let started = Pool::start().map_err(|error| format!("no threads for steps that take long: {error}"))?;
         pool = Some(started);
         Ok(())
@@ -80,7 +80,7 @@ fn start(startup: &mut Startup) -> Result<Host, String> {
     sys::end_after_ms(0);
     // Whatever the library did to signals while it was opened ends here.
     sys::default_signals();
-    sandbox::serve(demand, &grants)?;
+    sandbox::serve(demand, Guest::Mechanisms, &grants)?;
     Ok(host)
 }
 

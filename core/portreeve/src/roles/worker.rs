@@ -153,7 +153,7 @@ struct Running {
 
 impl Running {
     fn start(startup: &mut Startup, events: &EventSender) -> Result<Running, String> {
-        let Told { config, client_authorities, runners: hosted, .. } = Told::decode(&startup.configuration)?;
+        let Told { config, client_authorities, runners: hosted, backends, .. } = Told::decode(&startup.configuration)?;
         let secrets = Secrets::decode(&startup.secrets)?;
         let libraries = std::mem::take(&mut startup.plugins);
         let bell = Arc::new(
@@ -193,7 +193,7 @@ impl Running {
 
         let mut ports = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
-            let built = Arc::new(listeners::build(&config, listener, &registry, &runners)?);
+            let built = Arc::new(listeners::build(&config, listener, &registry, &runners, &backends)?);
             let tls = match (listener.tls, stores.get(index).cloned().flatten()) {
                 (Tls::Off, _) | (_, None) => None,
                 (_, Some(store)) => {
@@ -205,6 +205,7 @@ impl Running {
                 listener: built,
                 sockets: Vec::new(),
                 tls,
+                backend: (listener.backend != plugin_host::OWN_BACKEND).then(|| listener.backend.as_str().into()),
                 exempt_nets: listener.exempt_nets.clone(),
                 cleartext_nets: listener.cleartext_auth_nets.clone(),
                 limits: limits_of(&config, index, listener),

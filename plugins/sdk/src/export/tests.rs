@@ -136,8 +136,8 @@ fn each_status_has_its_class() {
 fn the_note_is_json_with_the_facts() {
     const ABOUT: About = About { id: "probe", version: "1.2.3", panic: "unwind" };
     const METAS: &[Meta] = &[Probe::META, Meta { name: c"B", needs: &[], ..Meta::NONE }];
-    const OCTETS: usize = note_octets(ABOUT, METAS);
-    static NOTE: Note<OCTETS> = Note::new(ABOUT, METAS);
+    const OCTETS: usize = note_octets(ABOUT, METAS, &[]);
+    static NOTE: Note<OCTETS> = Note::new(ABOUT, METAS, &[]);
     let json = std::str::from_utf8(&NOTE.json).unwrap().trim_end_matches('\0');
     assert_eq!(
         json,
@@ -145,4 +145,96 @@ fn the_note_is_json_with_the_facts() {
     );
     assert_eq!((NOTE.name_octets, NOTE.kind, &NOTE.name), (10, 1, b"Portreeve\0\0\0"));
     assert_eq!(NOTE.json.len() % 4, 0);
+}
+
+struct Own(u8);
+
+impl Backend for Own {
+    const META: BackendMeta = BackendMeta {
+        name: c"own",
+        config_schema: Some(c"{\"type\":\"object\"}"),
+        provides: &[EffectKind::VerifyPassword, EffectKind::BackendCall],
+        ..BackendMeta::NONE
+    };
+
+    fn configure(settings: &Settings<'_>) -> Result<Self, String> {
+        settings.only(&[])?;
+        Ok(Own(7))
+    }
+
+    fn handle(&self, request: &Request<'_>) -> Reply {
+        assert_eq!((self.0, request.mechanism, request.listener), (7, "PLAIN", "submission"));
+        assert_eq!(request.client_ip, Some([192, 0, 2, 7].into()));
+        match request.asked {
+            Asked::Password { authcid: b"panic", .. } => panic!("as asked"),
+            Asked::Password { authcid: b"long", .. } => Reply::data(vec![0; 1 << 20]),
+            Asked::Password { password: b"right", .. } => Reply::granted("alice"),
+            Asked::Password { .. } => Reply::denied().with(&b"why"[..]),
+            Asked::Key { .. } => {
+                let (salt, stored_key, server_key) = (vec![1], vec![2; 32], vec![3; 32]);
+                Reply::scram("bob", crate::ScramKeys { iterations: 9, salt, stored_key, server_key })
+            }
+            _ => Reply::unsupported(),
+        }
+    }
+}
+
+/// Calls `handle` as the host does; status, found, identity, data, all that was written.
+fn ask(effect: u32, authcid: &[u8], data: &[u8]) -> (u32, u32, Vec<u8>, Vec<u8>, Vec<u8>) {
+    let own = Own(7);
+    let bytes = abi::Bytes::of;
+    let request = abi::Request {
+        size: size_of::<abi::Request>() as u32,
+        effect,
+        arg: abi::key::SCRAM_SHA256,
+        conn_flags: 0,
+        deadline_ms: 0,
+        session_id: 0,
+        authcid: bytes(authcid),
+        authzid: abi::Bytes::EMPTY,
+        data: bytes(data),
+        data2: abi::Bytes::EMPTY,
+        service: abi::Bytes::EMPTY,
+        mechanism: bytes(b"PLAIN"),
+        listener: bytes(b"submission"),
+        sni: abi::Bytes::EMPTY,
+        client_ip: bytes(&[192, 0, 2, 7]),
+        tls_version: 0,
+        reserved: 0,
+    };
+    let mut scratch = vec![0; 4096];
+    let reply = call(&own, &request, &mut scratch);
+    let part = |slice: abi::Slice| scratch[slice.off as usize..(slice.off + slice.len) as usize].to_vec();
+    let written = scratch[..reply.used as usize].to_vec();
+    (reply.status, reply.found, part(reply.identity), part(reply.data), written)
+}
+
+#[test]
+fn a_back_end_answers_through_the_border() {
+    let password = |authcid: &[u8], data: &[u8]| ask(action::VERIFY_PASSWORD, authcid, data);
+    assert_eq!(password(b"a", b"right"), (status::OK, 1, b"alice".to_vec(), vec![], b"alice".to_vec()));
+    assert_eq!(password(b"a", b"wrong"), (status::DENIED, 1, vec![], b"why".to_vec(), b"why".to_vec()));
+    let (code, found, .., written) = password(b"panic", b"");
+    assert_eq!((code, found), (status::TEMPFAIL, 0));
+    assert!(!String::from_utf8_lossy(&written).contains("as asked"), "where it panicked at most, not what it said");
+    assert_eq!(password(b"long", b"").0, status::TEMPFAIL, "more than there is room for");
+    let (code, found, identity, _, written) = ask(action::FETCH_KEY, b"b", b"");
+    assert_eq!((code, found, identity, written.len()), (status::OK, 1, b"bob".to_vec(), 3 + 1 + 64));
+    assert_eq!(ask(77, b"", b"").0, status::UNSUPPORTED);
+}
+
+#[test]
+fn the_note_lists_back_ends() {
+    const ABOUT: About = About { id: "probe", version: "1", panic: "unwind" };
+    const BACKENDS: &[BackendMeta] = &[Own::META, BackendMeta { name: c"two", config_schema: None, ..Own::META }];
+    const OCTETS: usize = note_octets(ABOUT, &[], BACKENDS);
+    static NOTE: Note<OCTETS> = Note::new(ABOUT, &[], BACKENDS);
+    let json = std::str::from_utf8(&NOTE.json).unwrap().trim_end_matches('\0');
+    let effects = r#"["VERIFY_PASSWORD","BACKEND_CALL"]"#;
+    assert_eq!(
+        json,
+        format!(
+            r#"{{"abi":"1.0","id":"probe","version":"1","panic":"unwind","mechanisms":{{}},"self_asserts":[],"offloads":[],"backends":["own","two"],"provides":{{"own":{effects},"two":{effects}}},"schemas":{{"own":{{"type":"object"}}}}}}"#
+        )
+    );
 }
