@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -181,7 +182,9 @@ impl Ground {
         }
         let build = output(Command::new(bin.join("portreeve")).arg("--build-info"))?.trim().replace('\n', "; ");
         let parent = settings.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let dir = parent.join(format!("portreeve-bench-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.join(format!("portreeve-bench-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         let ground = Self { bin, dir, keep: settings.keep, ports: free_ports()?, build };
         ground.prepare(settings)?;

@@ -27,7 +27,7 @@ pub struct Slot {
     pub peer: Peer,
     pub tls: Option<Box<Tls>>,
     pub held: Option<Box<Held>>,
-    /// Where the question that is pending stands.
+    /// Where the question that is pending stands; of a commit, when it began: microseconds, their low part.
     pub question: u32,
     /// What the limits want back; none for exempt clients.
     pub ticket: Option<limits::Ticket>,
@@ -118,6 +118,8 @@ pub struct Tls {
     pub facts: Option<TlsFacts>,
     /// Octets that the budget was charged for incomplete records.
     pub charged: usize,
+    /// When the first octets of the handshake came, microseconds.
+    pub began_us: u64,
 }
 
 /// A channel binding as the TLS side calls it.

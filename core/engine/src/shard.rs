@@ -281,6 +281,7 @@ impl Shard {
             let slowest = shared.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
             self.local.watch.heartbeat(slowest.unwrap_or(now.unix_ms));
         }
+        self.local.watch.observe(Histogram::TurnMicros, link::monotonic_us().saturating_sub(now.us));
         self.local.watch.turn(now.ms);
     }
 
@@ -544,7 +545,8 @@ impl Shard {
         if slot.tls.is_none() {
             let session = port.tls.as_ref().and_then(|server| tls::TlsSession::accept(server).ok());
             let Some(session) = session else { return Read::End };
-            slot.tls = Some(Box::new(Tls { session, facts: None, charged: 0 }));
+            let began_us = link::monotonic_us();
+            slot.tls = Some(Box::new(Tls { session, facts: None, charged: 0, began_us }));
         }
         let (mut plain, mut wire) = (std::mem::take(&mut self.plain), std::mem::take(&mut self.wire));
         plain.clear();
@@ -605,6 +607,7 @@ impl Shard {
         });
         tls.session.forget_name();
         let resumed = tls.facts.as_ref().is_some_and(|facts| facts.resumed);
+        let took_us = link::monotonic_us().saturating_sub(tls.began_us);
         (slot.stage, slot.clock, slot.started) = (Stage::Open, Clock::Command, self.local.now.tick);
         let implicit = self
             .shared
@@ -613,6 +616,7 @@ impl Shard {
             .is_some_and(|port| port.listener.tls == smtp::listener::Tls::Implicit);
         let watch = &mut self.local.watch;
         watch.add(Counter::TlsHandshakesOk, 1);
+        watch.observe(Histogram::HandshakeMicros, took_us);
         watch.add(Counter::TlsResumed, resumed.into());
         watch.gauge(Gauge::SessionsTls, 1);
         self.with_session(token, |session, cx| if implicit { session.greet(cx) } else { session.tls_started(cx) });
@@ -1232,8 +1236,10 @@ impl Shard {
                 if result.is_err() {
                     self.local.watch.add(Counter::SpoolFailures, 1);
                 }
-                let waits = self.slots.get_mut(token).is_some_and(|slot| slot.pending == Pending::Commit);
-                if waits {
+                let waiting = self.slots.get_mut(token).filter(|slot| slot.pending == Pending::Commit);
+                if let Some(began_us) = waiting.map(|slot| slot.question) {
+                    let took_us = (link::monotonic_us() as u32).wrapping_sub(began_us);
+                    self.local.watch.observe(Histogram::CommitMicros, took_us.into());
                     self.guarded(token, |shard| shard.resume(token, committed(result)));
                 }
             }

@@ -53,9 +53,11 @@ pub struct GenSlab<T> {
     len: usize,
 }
 
+/// Room for [`PAGE_SLOTS`] values, made at once and touched as it is filled: what is not used yet is no memory, and
+/// nothing moves.
 struct Page<T> {
-    generations: Box<[u32]>,
-    values: Box<[Option<T>]>,
+    generations: Vec<u32>,
+    values: Vec<Option<T>>,
 }
 
 impl<T> Default for GenSlab<T> {
@@ -83,6 +85,10 @@ impl<T> GenSlab<T> {
         };
         let page = &mut self.pages[index as usize / PAGE_SLOTS];
         let at = index as usize % PAGE_SLOTS;
+        if at == page.values.len() {
+            page.generations.push(0);
+            page.values.push(None);
+        }
         page.values[at] = Some(value);
         self.len += 1;
         Token::new(index, page.generations[at])
@@ -92,33 +98,33 @@ impl<T> GenSlab<T> {
     pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
         let page = self.pages.get_mut(token.index() as usize / PAGE_SLOTS)?;
         let at = token.index() as usize % PAGE_SLOTS;
-        if page.generations[at] != token.generation() {
+        if *page.generations.get(at)? != token.generation() {
             return None;
         }
-        page.values[at].as_mut()
+        page.values.get_mut(at)?.as_mut()
     }
 
     /// Whatever lives at this position now.
     pub fn at_mut(&mut self, index: u32) -> Option<&mut T> {
-        self.pages.get_mut(index as usize / PAGE_SLOTS)?.values[index as usize % PAGE_SLOTS].as_mut()
+        self.pages.get_mut(index as usize / PAGE_SLOTS)?.values.get_mut(index as usize % PAGE_SLOTS)?.as_mut()
     }
 
     /// The token of whatever lives at this position now.
     pub fn token_at(&self, index: u32) -> Option<Token> {
         let page = self.pages.get(index as usize / PAGE_SLOTS)?;
         let at = index as usize % PAGE_SLOTS;
-        page.values[at].as_ref()?;
-        Some(Token::new(index, page.generations[at]))
+        page.values.get(at)?.as_ref()?;
+        Some(Token::new(index, *page.generations.get(at)?))
     }
 
     /// Takes the value out; the token is stale from here on.
     pub fn remove(&mut self, token: Token) -> Option<T> {
         let page = self.pages.get_mut(token.index() as usize / PAGE_SLOTS)?;
         let at = token.index() as usize % PAGE_SLOTS;
-        if page.generations[at] != token.generation() {
+        if *page.generations.get(at)? != token.generation() {
             return None;
         }
-        let value = page.values[at].take()?;
+        let value = page.values.get_mut(at)?.take()?;
         page.generations[at] = match token.generation() + 1 {
             GENERATION_OUTSIDE => 0,
             generation => generation,
@@ -133,14 +139,14 @@ impl<T> GenSlab<T> {
         (0..(self.pages.len() * PAGE_SLOTS) as u32).filter_map(|index| self.token_at(index)).collect()
     }
 
+    /// A position that was never used: behind the last one, in a new page when that is full.
     fn grow(&mut self) -> u32 {
-        let first = (self.pages.len() * PAGE_SLOTS) as u32;
-        self.pages.push(Page {
-            generations: vec![0; PAGE_SLOTS].into_boxed_slice(),
-            values: (0..PAGE_SLOTS).map(|_| None).collect(),
-        });
-        self.vacant.extend((first + 1..first + PAGE_SLOTS as u32).rev());
-        first
+        let filled = self.pages.last().map_or(PAGE_SLOTS, |page| page.values.len());
+        if filled == PAGE_SLOTS {
+            let (generations, values) = (Vec::with_capacity(PAGE_SLOTS), Vec::with_capacity(PAGE_SLOTS));
+            self.pages.push(Page { generations, values });
+        }
+        ((self.pages.len() - 1) * PAGE_SLOTS + filled % PAGE_SLOTS) as u32
     }
 }
 

@@ -66,6 +66,12 @@ pub const LINK_VERSION: u16 = 1;
 /// on Linux), so this stays well below it.
 pub const PACKET_OCTETS_MAX: usize = 128 * 1024;
 
+/// Microseconds of the monotonic clock, for spans.
+pub fn monotonic_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000
+}
+
 /// Milliseconds of the monotonic clock that all processes of a machine share. What one process writes into
 /// shared words, another compares with this; an `Instant` of one process means nothing to another.
 pub fn monotonic_ms() -> u64 {

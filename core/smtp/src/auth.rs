@@ -46,6 +46,10 @@ pub(crate) struct Authentication {
     elsewhere: bool,
     /// The mechanism was told a channel binding.
     bound: bool,
+    /// Its sibling with channel binding is listed, too; that does not change during an exchange.
+    plus_offered: bool,
+    /// When AUTH came.
+    began_ms: u64,
     wait: Wait,
 }
 
@@ -186,6 +190,7 @@ impl Authentication {
     /// the session was checked before.
     pub(crate) fn begin(args: &[u8], cx: &mut Context<'_>) -> (Box<Self>, Progress) {
         let mut this = cx.pools.exchanges.pop().unwrap_or_default();
+        this.began_ms = cx.now_ms;
         let progress = match this.start(args, cx) {
             Ok(progress) => progress,
             Err(reply) => Progress::Over { reply, weight: 0 },
@@ -209,6 +214,7 @@ impl Authentication {
             None | Some(b"=") => self.message.wipe(),
             Some(initial) => decode(initial, &*mechanism, &mut self.message)?,
         }
+        self.plus_offered = is_plus_offered(&*mechanism, cx);
         self.state.prepare(traits.state_octets);
         self.scratch.wipe();
         self.scratch.buffer().resize(traits.output_octets_max, 0);
@@ -319,12 +325,12 @@ impl Authentication {
         diagnosis: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Decision {
-        let Self { state, message, scratch, ledger, authcid, authzid, effects, elsewhere, .. } = self;
+        let Self { state, message, scratch, ledger, authcid, authzid, effects, elsewhere, plus_offered, .. } = self;
         let facts = Facts {
             tls: cx.tls.is_some(),
             tls_version: cx.tls.map_or(0, |tls| tls.version),
             client_certificate: cx.tls.is_some_and(|tls| tls.client_certificate),
-            plus_offered: is_plus_offered(mechanism, cx),
+            plus_offered: *plus_offered,
             channel_bindings: cx.tls.map_or(0, |tls| tls.channel_bindings),
             server_name: &cx.listener.hostname,
             client_ip: cx.peer.ip,
@@ -546,7 +552,8 @@ impl Authentication {
     ) {
         let mechanism = self.mechanism.as_ref().map_or("", |mechanism| mechanism.name().as_str());
         let code = reply.code;
-        cx.host.note(Note::Login { mechanism, authcid: &self.authcid, identity, code, reason, diagnosis });
+        let ms = cx.now_ms.saturating_sub(self.began_ms);
+        cx.host.note(Note::Login { mechanism, authcid: &self.authcid, identity, code, reason, diagnosis, ms });
     }
 
     /// Ends the exchange, wipes what it held and gives the buffers back.

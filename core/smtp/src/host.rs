@@ -323,6 +323,8 @@ pub enum Note<'a> {
         reason: &'static str,
         /// Mechanism's own words, untrusted; for the log only.
         diagnosis: &'a [u8],
+        /// Since AUTH, with what the client took.
+        ms: u64,
     },
     /// Somebody has logged in as nobody (RFC 4505).
     Anonymous {

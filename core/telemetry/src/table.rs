@@ -132,8 +132,8 @@ rows! {
     /// Distributions. Times are microseconds in the pages and seconds in the exposition.
     Histogram {
         HandshakeMicros "tls_handshake_seconds" [""] Worker "From the first octet of a handshake to its end.";
-        LoginMicros "login_seconds" [""] Worker "From AUTH to the final reply, without what the client took.";
-        CommitMicros "commit_seconds" [""] Worker "From end of data to the final reply.";
+        LoginMicros "login_seconds" [""] Worker "From AUTH to the final reply, with what the client took.";
+        CommitMicros "commit_seconds" [""] Worker "From the end of a message to its outcome, where it waited for the disk.";
         TurnMicros "turn_seconds" [""] Worker "One turn of an event loop.";
         QuestionMicros "directory_question_seconds" [""] Worker "From a question to the directory's answer.";
         SyncMicros "spool_sync_seconds" [""] Worker "One sync of the spool.";
