@@ -24,13 +24,17 @@ const PASSWORDS: [&str; 9] = [
     "LOGIN",
 ];
 
-/// Runs it; the result, which must say that everything went as expected.
-fn load(server: &Server, target: std::net::SocketAddr, with: &[&str]) -> Value {
-    // With PORTREEVE_PROGRAM another server is tested; the load tool is always ours.
+/// The tool. With PORTREEVE_PROGRAM another server is tested; the load tool is always ours.
+pub fn tool() -> Command {
     program();
     let own = std::env::current_exe().expect("our own path");
     let tool: PathBuf = own.ancestors().nth(2).expect("target/<profile>").join("portreeve-load");
-    let mut command = Command::new(tool);
+    Command::new(tool)
+}
+
+/// Runs it; the result, which must say that everything went as expected.
+fn load(server: &Server, target: std::net::SocketAddr, with: &[&str]) -> Value {
+    let mut command = tool();
     command.args(["--target", &target.to_string(), "--json", "-", "--quiet", "--time-max", "60"]).args(with);
     let output = command.stdin(Stdio::null()).output().expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout);

@@ -500,3 +500,15 @@ fn msmtp_with_a_token() {
         (status.success(), said)
     });
 }
+
+#[test]
+fn the_load_tool_with_a_token() {
+    exercise("portreeve-load", &["OAUTHBEARER", "XOAUTH2"], &|server, mechanism, token, _| {
+        std::fs::write(server.path("token"), token).expect("a file");
+        let mut command = crate::load::tool();
+        command.args(["--target", &server.submission().to_string(), "--starttls", "--quiet", "--scenario", "submit"]);
+        command.args(["--count", "1", "--mechanism", mechanism, "--user", ALICE, "--to", "bob@demo.test"]);
+        let (status, said) = output(command.arg("--password-file").arg(server.path("token")));
+        (status.success(), said)
+    });
+}

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use smtp::Role;
 use smtp::listener::Tls;
-use telemetry::{Counter, Gauge};
+use telemetry::{Counter, Gauge, Histogram};
 
 use crate::*;
 use rig::*;
@@ -68,6 +68,9 @@ fn a_message_becomes_durable() {
     client.expect("MAIL FROM:<>", "250");
     client.expect("RCPT TO:<nobody@demo.test>", "550 5.1.1");
     client.expect("DATA", "554 5.5.1");
+    let commits = rig.board.summary(Histogram::CommitMicros);
+    assert!(commits.count() == 1 && commits.quantile(1.0) > 0 && commits.quantile(1.0) < 60_000_000);
+    assert!(rig.board.summary(Histogram::TurnMicros).count() > 0);
     let messages = rig.messages();
     assert_eq!(messages.len(), 1);
     let (envelope, body) = &messages[0];
@@ -316,6 +319,7 @@ fn login_once_asked_then_remembered_until_something_changes() {
     assert_eq!(rig.directory.asked().len(), 9);
     await_that("counters", || rig.board.counter(Counter::AuthOk) == 5);
     await_that("counter", || rig.board.counter(Counter::AuthFailed) == 2);
+    assert_eq!(rig.board.summary(Histogram::LoginMicros).count(), 7);
 }
 
 #[test]
@@ -423,6 +427,8 @@ fn starttls_and_what_was_behind_it() {
     assert_eq!(client.rest(), "", "close_notify, then the end");
     await_that("counters", || rig.board.gauge(Gauge::SessionsTls) == 0);
     assert_eq!(rig.board.counter(Counter::TlsHandshakesOk), 1);
+    let handshakes = rig.board.summary(Histogram::HandshakeMicros);
+    assert!(handshakes.count() == 1 && handshakes.quantile(1.0) > 0);
     assert!(rig.board.counter(Counter::StarttlsTrailingOctets) > 0);
     let messages = rig.messages();
     assert_eq!((messages.len(), messages[0].0.identity()), (1, Some("alice@demo.test")));
