@@ -206,7 +206,7 @@ impl Ground {
         let listener = |role: &str, port: u16| {
             format!(
                 "[[listener]]\nrole = \"{role}\"\nbind = [\"127.0.0.1:{port}\"]\ndomains = [\"bench.test\"]\n\
-                 recipients = \"any\"\nexempt_nets = [\"127.0.0.0/8\"]\ncleartext_auth_nets = [\"127.0.0.0/8\"]\n\n"
+                 mechanisms = [\"SCRAM-SHA-256\", \"PLAIN\", \"LOGIN\"]\nrecipients = \"any\"\nexempt_nets = [\"127.0.0.0/8\"]\ncleartext_auth_nets = [\"127.0.0.0/8\"]\n\n"
             )
         };
         let user = if rustix::process::geteuid().is_root() { "user = \"root\"\n" } else { "" };

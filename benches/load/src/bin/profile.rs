@@ -124,6 +124,8 @@ struct Found {
     theirs: Vec<f64>,
     calls: Vec<(String, f64)>,
     functions: Vec<(String, f64)>,
+    /// Per cent of the worker's time that is the kernel's.
+    kernel: f64,
 }
 
 fn main() -> ExitCode {
@@ -177,7 +179,9 @@ fn run(args: &Args) -> Result<(), String> {
         for work in &WORKS {
             let Some(found) = found.get_mut(work.name) else { continue };
             let sessions = ((work.sessions as f64 * args.scale) as u64).max(4);
-            found.functions = sampled(&ours, worker, args.functions, || load(&ours, &ours, work, sessions))?;
+            let functions = sampled(&ours, worker, || load(&ours, &ours, work, sessions))?;
+            found.kernel = functions.iter().filter(|(name, _)| name.starts_with("[k]")).map(|(_, share)| share).sum();
+            found.functions = functions.into_iter().take(args.functions).collect();
             let few = sessions / 10 + 1;
             let calls = traced(&ours, worker, || load(&ours, &ours, work, few))?;
             let each = (few * work.messages.max(1)) as f64;
@@ -271,12 +275,7 @@ fn load(ours: &Ground, ground: &Ground, work: &Work, sessions: u64) -> Result<()
 }
 
 /// Functions of a process by their share of its time, the kernel's among them.
-fn sampled(
-    ground: &Ground,
-    pid: u32,
-    functions: usize,
-    work: impl FnOnce() -> Result<(), String>,
-) -> Result<Vec<(String, f64)>, String> {
+fn sampled(ground: &Ground, pid: u32, work: impl FnOnce() -> Result<(), String>) -> Result<Vec<(String, f64)>, String> {
     let file = ground.file("perf.data");
     let mut perf = Command::new("perf");
     perf.args(["record", "-q", "-e", "cpu-clock", "-F", "4000", "-p", &pid.to_string(), "-o"]).arg(&file);
@@ -299,7 +298,7 @@ fn sampled(
         let (share, name) = line.trim().split_once('%')?;
         Some((short(name.trim()), share.trim().parse().ok()?))
     });
-    Ok(rows.take(functions).collect())
+    Ok(rows.collect())
 }
 
 /// A function's name without a hash.
@@ -382,7 +381,11 @@ fn record(args: &Args, ours: &Ground, theirs: Option<&Ground>, found: &BTreeMap<
         );
     }
     for (work, found) in works() {
-        let _ = writeln!(text, "\n## {}\n\n| % of the worker's time | function |\n|---|---|", work.name);
+        let _ = writeln!(
+            text,
+            "\n## {}: the kernel has {:.0} % of the worker's time\n\n| % | function |\n|---|---|",
+            work.name, found.kernel
+        );
         for (name, share) in &found.functions {
             let _ = writeln!(text, "| {share:.1} | `{name}` |");
         }
@@ -392,7 +395,7 @@ fn record(args: &Args, ours: &Ground, theirs: Option<&Ground>, found: &BTreeMap<
         .map(|(work, found)| {
             json!({
                 "name": work.name, "what": work.what, "us_each": found.ours, "other_us_each": found.theirs,
-                "ratio": ratio(found), "calls": found.calls, "functions": found.functions,
+                "ratio": ratio(found), "calls": found.calls, "functions": found.functions, "kernel_percent": found.kernel,
             })
         })
         .collect();
