@@ -222,3 +222,43 @@ fn every_mechanism_with_every_stored_form() {
     }
     assert_eq!(done, forms.len() * MECHANISMS.len() + 2 * MECHANISMS.len());
 }
+
+/// SASLprep in its form for queries lets through what Unicode 3.2 did not know (RFC 3454 §7), and names are compared
+/// in their prepared form: authzid, authcid and the line of the users file.
+#[test]
+fn passwords_of_emoji_and_names_in_any_form() {
+    if !present("sasl-sample-client", command_exists("sasl-sample-client")) {
+        return;
+    }
+    let server = Server::start_with(Options { mechanisms: MECHANISMS.to_vec(), ..Options::default() });
+    let password = "🔑 correct 🐴 battery";
+    let mut add = server.command(&["user", "add", "josé@demo.test", "--password-stdin", "--scheme", "scram-sha-256"]);
+    let (status, said) =
+        crate::server::feed(add.args(["--scheme", "scram-sha-512"]), format!("{password}\n").as_bytes());
+    assert!(status.success(), "{said}");
+    loop {
+        let message = STANDARD.encode(format!("\0josé@demo.test\0{password}"));
+        if dial(&server).ask(&format!("AUTH PLAIN {message}")).expect("a reply").starts_with("235 ") {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20)); // between two looks, not instead of one
+    }
+    for mechanism in ["PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        let reply = log_in(&mut dial(&server), mechanism, "josé@demo.test", password, &[]);
+        assert!(reply.starts_with("235 2.7.0"), "{mechanism}: {reply}");
+        let reply = log_in(&mut dial(&server), mechanism, "josé@demo.test", "🔑 correct 🐴 batterz", &[]);
+        assert!(reply.starts_with("535 5.7.8"), "{mechanism}: {reply}");
+    }
+    for (authzid, authcid, wanted) in [
+        ("", "JOSÉ@Demo.Test", "235 2.7.0"),
+        ("josé@demo.test", "JOSE\u{301}@demo.test", "235 2.7.0"),
+        ("JOSE\u{301}@DEMO.test", "josé@demo.test", "235 2.7.0"),
+        ("jose@demo.test", "josé@demo.test", "535 5.7.8"),
+        ("", "jose@demo.test", "535 5.7.8"),
+        ("", "jos\u{aa}@demo.test", "535 5.7.8"),
+    ] {
+        let message = STANDARD.encode(format!("{authzid}\0{authcid}\0{password}"));
+        let reply = dial(&server).ask(&format!("AUTH PLAIN {message}")).expect("a reply");
+        assert!(reply.starts_with(wanted), "{authzid:?} {authcid:?}: {reply}");
+    }
+}

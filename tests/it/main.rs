@@ -25,6 +25,7 @@ mod replies;
 mod runners;
 mod scram;
 mod server;
+mod servers_as_clients;
 mod shim;
 mod small_disk;
 mod soak;

@@ -31,10 +31,10 @@ pub fn is_root() -> bool {
 }
 
 /// A server of somebody else; ends with its handle.
-pub struct Daemon(Child, Option<PathBuf>);
+pub struct Daemon(Child, pub Option<PathBuf>);
 
 impl Daemon {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"), None)
     }
 }

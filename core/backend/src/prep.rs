@@ -1,11 +1,14 @@
 //! String preparation: when two names are the same name, and what a password may have been hashed as.
 //!
-//! RFC 4954 §4 wants SASLprep (RFC 4013) for names, RFC 4616 §2 for names and passwords. What a client
-//! sends is a *query*: code points that Unicode 3.2 did not know are let through there (RFC 3454 §7), or
-//! every emoji in a password would be an error. ASCII takes a path that looks at no table.
+//! RFC 4954 §4 wants SASLprep (RFC 4013) for names, RFC 4616 §2 for names and passwords; for names RFC 8265 (PRECIS)
+//! has taken its place. What a client sends as a password is a *query*: code points that Unicode 3.2 did not know are
+//! let through there (RFC 3454 §7), or every emoji in a password would be an error. ASCII takes a path that looks at
+//! no table.
 
 use std::borrow::Cow;
 
+use precis_core::profile::PrecisFastInvocation as _;
+use precis_profiles::{UsernameCaseMapped, UsernameCasePreserved};
 use stringprep::tables;
 use unicode_normalization::UnicodeNormalization as _;
 use zeroize::Zeroizing;
@@ -13,13 +16,27 @@ use zeroize::Zeroizing;
 /// Longest prepared name, octets: a local part of 64, `@`, a domain of 255 (RFC 5321 §4.5.3.1).
 pub const NAME_OCTETS_MAX: usize = 320;
 
+/// What makes two names one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prep {
+    /// UsernameCaseMapped (RFC 8265 §3.3): case and width do not matter; symbols and look-alikes are nobody's name.
+    #[default]
+    CaseMapped,
+    /// UsernameCasePreserved (RFC 8265 §3.4): the same, but `Alice@` and `alice@` are two users. Domains never are.
+    CasePreserved,
+    /// RFC 4013: what looks the same in print is the same; case matters.
+    Saslprep,
+    /// To the octet.
+    None,
+}
+
 /// How names are compared.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameRules {
     /// Added to a name that has no domain.
     pub default_domain: Option<String>,
-    /// `Alice@` and `alice@` are two users. Domains never are.
-    pub case_sensitive_local: bool,
+    /// What makes two of them one.
+    pub prep: Prep,
 }
 
 impl NameRules {
@@ -54,20 +71,49 @@ impl NameRules {
             return None;
         }
         let raw = std::str::from_utf8(raw).ok()?;
-        let prepared = query(raw)?;
-        if prepared.is_empty() {
+        // In every profile: what a control character would do is for a terminal to find out.
+        if raw.is_empty() || raw.chars().any(char::is_control) {
             return None;
         }
-        let lower = |text: &str| match text.is_ascii() {
-            true => text.to_ascii_lowercase(),
-            // Lower case may undo the normal form: make it again.
-            false => text.to_lowercase().nfkc().collect(),
-        };
-        Some(match prepared.rsplit_once('@') {
-            Some((local, domain)) if self.case_sensitive_local => format!("{local}@{}", lower(domain)),
-            _ if self.case_sensitive_local => prepared.into_owned(),
-            _ => lower(&prepared),
-        })
+        if raw.is_ascii() {
+            return Some(match self.prep {
+                Prep::CaseMapped => raw.to_ascii_lowercase(),
+                Prep::CasePreserved | Prep::Saslprep => with_lower_domain(raw),
+                Prep::None => raw.to_owned(),
+            });
+        }
+        match self.prep {
+            Prep::CaseMapped => {
+                stable(raw, |text| UsernameCaseMapped::enforce(text.to_owned()).ok().map(Cow::into_owned))
+            }
+            Prep::CasePreserved => stable(raw, |text| {
+                let kept = UsernameCasePreserved::enforce(text.to_owned()).ok()?;
+                Some(with_lower_domain(&kept))
+            }),
+            Prep::Saslprep => stable(raw, |text| query(text).map(|text| with_lower_domain(&text))),
+            Prep::None => Some(raw.to_owned()),
+        }
+    }
+}
+
+/// Applied until nothing changes any more, as RFC 8264 §7 asks for; a name that never settles is nobody's.
+fn stable(raw: &str, rule: impl Fn(&str) -> Option<String>) -> Option<String> {
+    const ROUNDS_MAX: usize = 4;
+    let mut name = rule(raw)?;
+    for _ in 0..ROUNDS_MAX {
+        let next = rule(&name)?;
+        if next == name {
+            return Some(name).filter(|name| !name.is_empty());
+        }
+        name = next;
+    }
+    None
+}
+
+fn with_lower_domain(name: &str) -> String {
+    match name.rsplit_once('@') {
+        Some((local, domain)) => format!("{local}@{}", domain.to_lowercase()),
+        None => name.to_owned(),
     }
 }
 
@@ -162,7 +208,7 @@ mod tests {
 
     #[test]
     fn names_have_one_form() {
-        let rules = NameRules { default_domain: Some("Demo.test".into()), case_sensitive_local: false };
+        let rules = NameRules { default_domain: Some("Demo.test".into()), prep: Prep::CaseMapped };
         for (from, to) in [
             ("Alice@DEMO.test", Some("alice@demo.test")),
             ("alice", Some("alice@demo.test")),
@@ -181,8 +227,31 @@ mod tests {
         assert_eq!(rules.name(&[b'a'; 65536]), None);
         assert_eq!(rules.name(&[b'a'; 321]), None);
         assert_eq!(rules.address("\"a b\\\"c\"@X.test").as_deref(), Some("a b\"c@x.test"));
-        let strict = NameRules { default_domain: None, case_sensitive_local: true };
-        assert_eq!(strict.name(b"Bob@X.TEST").as_deref(), Some("Bob@x.test"));
+        // RFC 8265 §3.3, §3.4, RFC 4013 §3; whom each of them takes for one, and whom for nobody.
+        let by = |prep| NameRules { default_domain: None, prep };
+        for (from, mapped, preserved, saslprep, none) in [
+            ("Bob@X.TEST", Some("bob@x.test"), Some("Bob@x.test"), Some("Bob@x.test"), Some("Bob@X.TEST")),
+            ("JOSÉ@x.test", Some("josé@x.test"), Some("JOSÉ@x.test"), Some("JOSÉ@x.test"), Some("JOSÉ@x.test")),
+            (
+                "jose\u{301}@X.test",
+                Some("josé@x.test"),
+                Some("josé@x.test"),
+                Some("josé@x.test"),
+                Some("jose\u{301}@X.test"),
+            ),
+            ("ｂｏｂ@x.test", Some("bob@x.test"), Some("bob@x.test"), Some("bob@x.test"), Some("ｂｏｂ@x.test")),
+            ("henryⅣ", None, None, Some("henryIV"), Some("henryⅣ")),
+            ("♚", None, None, Some("♚"), Some("♚")),
+            ("ª", None, None, Some("a"), Some("ª")),
+            ("so\u{ad}ft", None, None, Some("soft"), Some("so\u{ad}ft")),
+            ("\u{627}1", Some("\u{627}1"), Some("\u{627}1"), None, Some("\u{627}1")),
+            ("é\n", None, None, None, None),
+        ] {
+            let found = [Prep::CaseMapped, Prep::CasePreserved, Prep::Saslprep, Prep::None]
+                .map(|prep| by(prep).name(from.as_bytes()));
+            let wanted = [mapped, preserved, saslprep, none].map(|name| name.map(str::to_owned));
+            assert_eq!(found, wanted, "{from:?}");
+        }
     }
 
     #[test]
@@ -202,10 +271,12 @@ mod tests {
     /// What is in the file was prepared once and is prepared again when it is read.
     #[test]
     fn preparation_is_idempotent() {
-        let rules = NameRules::default();
-        for c in (0x80..=0x10_ffff).filter_map(char::from_u32) {
-            let Some(once) = rules.name(format!("x{c}Y@z").as_bytes()) else { continue };
-            assert_eq!(rules.name(once.as_bytes()).as_ref(), Some(&once), "{:04x}", c as u32);
+        for prep in [Prep::CaseMapped, Prep::CasePreserved, Prep::Saslprep, Prep::None] {
+            let rules = NameRules { default_domain: None, prep };
+            for c in (0x80..=0x10_ffff).filter_map(char::from_u32) {
+                let Some(once) = rules.name(format!("x{c}Y@z").as_bytes()) else { continue };
+                assert_eq!(rules.name(once.as_bytes()).as_ref(), Some(&once), "{prep:?} {:04x}", c as u32);
+            }
         }
     }
 }

@@ -637,3 +637,44 @@ fn nonces_follow_entropy() {
         }
     }
 }
+
+/// ANONYMOUS proves nothing, so nothing can be altered that mattered: whatever comes, it names no proof, asks for
+/// nothing, and takes only what is text (RFC 4505 §2).
+#[test]
+fn anonymous_never_names_a_proof() {
+    let registry = library();
+    let mechanism = registry.mechanism(&name("ANONYMOUS"), "").unwrap();
+    let mut random = Random(7);
+    let mut taken = 0;
+    for _ in 0..20_000 {
+        let pieces: [&[u8]; 12] = [
+            b"sirhc",
+            b"@",
+            b"example",
+            "\u{1f600}".as_bytes(),
+            b"\0",
+            b"\r\n",
+            b"\xff",
+            b" ",
+            b"\xe2\x80\x8f",
+            b"\x7f",
+            &[b'x'; 200],
+            b"",
+        ];
+        let message: Vec<u8> = (0..random.below(4)).flat_map(|_| pieces[random.below(12)].to_vec()).collect();
+        let text = std::str::from_utf8(&message);
+        let is_text = text.is_ok_and(|text| {
+            let halves = text.rsplit_once('@').is_none_or(|(local, domain)| !local.is_empty() && !domain.is_empty());
+            halves && text.chars().count() <= 255 && !text.contains(|c: char| c.is_control() || c == '\u{200f}')
+        });
+        match Exchange::new(&mechanism).start(Some(&message)) {
+            Answer::Success(proof, data) => {
+                assert!(is_text && proof.0 == 0 && data.is_none(), "{message:?}");
+                taken += 1;
+            }
+            Answer::Failure(FailureClass::Malformed, _) => assert!(!is_text, "{message:?}"),
+            other => panic!("{message:?}: {other:?}"),
+        }
+    }
+    assert!(taken > 1000, "{taken}");
+}

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backend::prep::{NameRules, Prep};
 use backend::scheme;
 use ipnet::IpNet;
 use link::grant::{BadGrant, Grants};
@@ -189,8 +190,8 @@ pub struct Users {
     pub postmaster: Option<String>,
     /// What separates a tag from a name.
     pub tag: Option<char>,
-    /// Of names without a domain.
-    pub default_domain: Option<String>,
+    /// When two names are one.
+    pub names: NameRules,
     /// How stored secrets are read.
     pub secrets: scheme::Options,
     /// How long a verified password is believed.
@@ -610,7 +611,15 @@ fn build(file: &Path, values: &Values, report: &mut Report) -> Option<Config> {
             file: top.path("users.file").unwrap_or_else(|| state_dir.join("auth/users")),
             postmaster: top.text("users.postmaster"),
             tag: top.word("users.tag").chars().next().filter(|&c| !c.is_alphabetic()),
-            default_domain: top.text("users.default_domain"),
+            names: NameRules {
+                default_domain: top.text("users.default_domain"),
+                prep: match top.word("users.prep").as_str() {
+                    "precis-casepreserved" => Prep::CasePreserved,
+                    "saslprep" => Prep::Saslprep,
+                    "none" => Prep::None,
+                    _ => Prep::CaseMapped,
+                },
+            },
             secrets: scheme::Options {
                 allow_cleartext: top.flag("users.allow_cleartext"),
                 dialect: match top.text("users.dialect").as_deref() {

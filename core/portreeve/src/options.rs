@@ -592,6 +592,16 @@ pub const OPTIONS: &[Opt] = &[
         example: "\"-\"",
     },
     Opt {
+        path: "users.prep",
+        kind: Kind::Choice(&["precis-casemapped", "precis-casepreserved", "saslprep", "none"]),
+        default: Default::Is("\"precis-casemapped\""),
+        reload: Reload::Command,
+        help: "When two names are one. `precis-casemapped` (RFC 8265 §3.3): case and width of letters do not matter. \
+               `precis-casepreserved` (§3.4): case does. `saslprep` (RFC 4013): what looks the same in print is the same, \
+               case matters. `none`: to the octet. Domains never depend on case, except with `none`.",
+        example: "\"saslprep\"",
+    },
+    Opt {
         path: "users.default_domain",
         kind: Kind::Host,
         default: Default::Unset("a name without a domain stays without one"),

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use backend::edit::{EditError, NewUser, UsersFile, Verified};
-use backend::prep::NameRules;
 use backend::scheme::{Hash, NewScheme};
 use zeroize::Zeroizing;
 
@@ -19,7 +18,7 @@ pub fn options(config: &Config) -> backend::users::Options {
     backend::users::Options {
         tag_delimiter: config.users.tag,
         postmaster: config.users.postmaster.clone(),
-        names: NameRules { default_domain: config.users.default_domain.clone(), ..NameRules::default() },
+        names: config.users.names.clone(),
         secrets: config.users.secrets.clone(),
     }
 }

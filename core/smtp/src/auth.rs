@@ -494,7 +494,7 @@ impl Authentication {
                 // RFC 4422 §3.6: may authcid act as authzid? Only as itself.
                 let itself = self.authzid.is_empty()
                     || self.authzid == self.authcid
-                    || identity.name.as_bytes().eq_ignore_ascii_case(&self.authzid);
+                    || stands_for(&identity.name, &self.authzid);
                 if itself { Ok(Arc::clone(identity)) } else { Err(Verdict { reason: "authorization", ..CREDENTIALS }) }
             }
         };
@@ -576,6 +576,13 @@ impl Authentication {
             cx.pools.exchanges.push(self);
         }
     }
+}
+
+/// Whether a client that asked to act as `authzid` may have meant `name`. The directory has compared the prepared
+/// forms and says who it is; here is no table for that, so only what is plainly somebody else is refused.
+fn stands_for(name: &str, authzid: &[u8]) -> bool {
+    let local = name.rsplit_once('@').map_or(name, |(local, _)| local).as_bytes();
+    name.as_bytes().eq_ignore_ascii_case(authzid) || local.eq_ignore_ascii_case(authzid) || !authzid.is_ascii()
 }
 
 /// SASL.md's failure classes as replies of RFC 4954 §6.

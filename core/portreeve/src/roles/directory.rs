@@ -144,13 +144,7 @@ fn is_changed(config: &Config, outside: &[Outside], issuers: &[Issuer], fd: std:
         };
         let changed = run(config) != run(&next.config) || outside != next.backends;
         let of = |users: &crate::config::Users| {
-            (
-                users.file.clone(),
-                users.postmaster.clone(),
-                users.tag,
-                users.default_domain.clone(),
-                users.secrets.clone(),
-            )
+            (users.file.clone(), users.postmaster.clone(), users.tag, users.names.clone(), users.secrets.clone())
         };
         changed || of(&next.config.users) != of(&config.users)
     })
