@@ -10,6 +10,7 @@ mod clients;
 mod crash;
 mod cyrus;
 mod dialog;
+mod direct;
 mod fuzz;
 mod gssapi;
 mod hop;

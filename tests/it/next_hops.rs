@@ -76,7 +76,7 @@ pub fn mails(folder: &Path) -> Vec<String> {
 }
 
 /// Alice logs in and sends.
-fn submit(server: &Server, to: &str, params: &str, text: &str) {
+pub fn submit(server: &Server, to: &str, params: &str, text: &str) {
     let stream = TcpStream::connect(server.submission()).expect("a connection");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let mut stream = BufReader::new(stream);
@@ -104,11 +104,18 @@ fn submit(server: &Server, to: &str, params: &str, text: &str) {
 
 /// A server whose mail for others, and for itself, goes elsewhere.
 pub fn server(local: &str, others: &str) -> Server {
+    let mut server = prepared(local, others);
+    server.run();
+    server
+}
+
+/// The same, not running yet.
+pub fn prepared(local: &str, others: &str) -> Server {
     let options = Options {
         listener: "require_tls = false\ncleartext_auth_nets = [\"127.0.0.0/8\"]".into(),
         ..Options::default()
     };
-    let mut server = Server::prepare(options);
+    let server = Server::prepare(options);
     let text = server.config();
     let (head, rest) = text.split_once("\n[[route]]").expect("routes");
     let (_, tail) = rest.split_once("\n[log]").expect("the end");
@@ -116,7 +123,6 @@ pub fn server(local: &str, others: &str) -> Server {
     server.write_config(&format!("{head}\n{routes}\n[queue]\nretry = \"1h\"\n\n[log]{tail}"));
     let added = feed(&mut server.command(&["user", "add", "carol@demo.test", "--password-stdin"]), b"secret\n");
     assert!(added.0.success(), "{}", added.1);
-    server.run();
     server
 }
 
@@ -158,6 +164,11 @@ pub fn dovecot(dir: &Path) -> Daemon {
 
 /// A smarthost that wants TLS and AUTH, and is the last one for `far.example`.
 pub fn postfix(dir: &Path, certificate: &Path, key: &Path) -> (Daemon, u16) {
+    postfix_with(dir, certificate, key, "")
+}
+
+/// The same with more lines in main.cf; they win.
+pub fn postfix_with(dir: &Path, certificate: &Path, key: &Path, more: &str) -> (Daemon, u16) {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a free port").port();
     let path = dir.display();
     for folder in ["postfix", "queue", "data"] {
@@ -174,7 +185,7 @@ pub fn postfix(dir: &Path, certificate: &Path, key: &Path) -> (Daemon, u16) {
          smtpd_tls_cert_file = {}\nsmtpd_tls_key_file = {}\nsmtpd_tls_security_level = may\nsmtpd_tls_auth_only = yes\n\
          smtpd_sasl_auth_enable = yes\nsmtpd_sasl_type = dovecot\nsmtpd_sasl_path = {path}/auth\n\
          smtpd_relay_restrictions = permit_sasl_authenticated, reject\n\
-         smtpd_recipient_restrictions = reject_unlisted_recipient, permit_sasl_authenticated, reject\n",
+         smtpd_recipient_restrictions = reject_unlisted_recipient, permit_sasl_authenticated, reject\n{more}",
         certificate.display(),
         key.display()
     );
@@ -289,7 +300,7 @@ impl Drop for Small {
 }
 
 /// `portreeve queue … --json`.
-fn queue(server: &Server, arguments: &[&str]) -> Value {
+pub fn queue(server: &Server, arguments: &[&str]) -> Value {
     let all: Vec<&str> = ["queue"].iter().chain(arguments).chain(&["--json"]).copied().collect();
     let (status, text) = output(&mut server.command(&all));
     assert!(status.success(), "queue {arguments:?}: {text}\n{}", server.log());

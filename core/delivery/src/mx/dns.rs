@@ -144,7 +144,8 @@ impl Dns {
             .collect())
     }
 
-    /// The addresses of each of these hosts, IPv6 first.
+    /// The addresses of each of these hosts: IPv6 and IPv4 by turns, so that a host of a network without one of
+    /// them does not use up its tries.
     pub(crate) fn addresses(&self, hosts: &[String]) -> Vec<Result<Vec<IpAddr>, NoAnswer>> {
         let Some(runtime) = &self.runtime else { return Vec::new() };
         let questions: Vec<_> = hosts
@@ -189,13 +190,14 @@ impl Drop for Dns {
 
 /// One kind of address is enough, whatever became of the question for the other.
 fn all_addresses(both: &[Answer; 2]) -> Result<Vec<IpAddr>, NoAnswer> {
-    let found = both.iter().flatten().flat_map(|found| found.iter());
-    let addresses: Vec<IpAddr> = found
-        .filter_map(|found| match found {
+    let [six, four] = both.each_ref().map(|answer| {
+        let found = answer.iter().flat_map(|found| found.iter());
+        found.filter_map(|found| match found {
             Found::Address(address) => Some(*address),
             _ => None,
         })
-        .collect();
+    });
+    let addresses = by_turns(six, four);
     if !addresses.is_empty() {
         return Ok(addresses);
     }
@@ -205,6 +207,18 @@ fn all_addresses(both: &[Answer; 2]) -> Result<Vec<IpAddr>, NoAnswer> {
         .or_else(|| troubles().find(|trouble| **trouble == NoAnswer::NoName))
         .unwrap_or(&NoAnswer::Nothing)
         .clone())
+}
+
+fn by_turns(mut one: impl Iterator<Item = IpAddr>, mut other: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        all.extend(one.next());
+        all.extend(other.next());
+        if all.len() == before {
+            return all;
+        }
+    }
 }
 
 impl Inner {

@@ -70,6 +70,11 @@ fn what_the_dns_says_becomes_a_plan_or_a_reason() {
         a("a.example", "127.0.0.3"),
         a("b.example", "127.0.0.4"),
         a("implicit.example", "127.0.0.2"),
+        mx("turns.example", 1, "turns-host.example"),
+        a("turns-host.example", "2a00::1"),
+        a("turns-host.example", "2a00::2"),
+        a("turns-host.example", "2a00::3"),
+        a("turns-host.example", "127.0.0.6"),
         mx("null.example", 0, "."),
         txt("text.example", &["nothing else"]),
         // The domain is an alias, in one answer and by another question.
@@ -146,6 +151,7 @@ fn what_the_dns_says_becomes_a_plan_or_a_reason() {
     for (domain, expect) in [
         ("far.example", both),
         ("implicit.example", "implicit.example=127.0.0.2"),
+        ("turns.example", "turns-host.example=2a00::1 127.0.0.6 2a00::2 2a00::3"),
         ("null.example", "5.1.10 null.example accepts no mail"),
         ("nobody.example", "5.1.2 nobody.example: the name does not exist (NXDOMAIN)"),
         ("text.example", "5.1.2 text.example has no MX record and no address"),
