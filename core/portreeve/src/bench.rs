@@ -23,8 +23,9 @@ use crate::terminal;
 
 /// Octets of a message's body.
 const BODY_OCTETS: usize = 4096;
-/// What the operator keeps in any case.
+/// What the operator keeps in any case, and of a large disk.
 const KEEP_OCTETS: u64 = 512 << 20;
+const KEEP_OCTETS_MAX: u64 = 2 << 30;
 /// Below this nothing can be measured.
 const ROOM_OCTETS_MIN: u64 = 1 << 30;
 /// Of a message on the disk, with what a file system needs for a file.
@@ -233,7 +234,8 @@ fn measure(
 
 /// Messages that may be written without anybody missing the room.
 fn most(room: Room) -> u64 {
-    let octets = room.octets_free.saturating_sub(KEEP_OCTETS.max(room.octets / 20)) / MESSAGE_OCTETS;
+    let octets =
+        room.octets_free.saturating_sub((room.octets / 20).clamp(KEEP_OCTETS, KEEP_OCTETS_MAX)) / MESSAGE_OCTETS;
     let inodes = if room.inodes == 0 { u64::MAX } else { room.inodes_free / 2 };
     octets.min(inodes)
 }

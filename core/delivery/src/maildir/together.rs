@@ -61,8 +61,9 @@ impl Together {
     /// Returns when the file is in `new/`, durably. On failure nothing of it remains in `tmp/`.
     pub(super) fn settle(&self, fresh: Option<Fresh>, folder: PathBuf) -> io::Result<()> {
         if let Some(fresh) = &fresh {
-            // Begins to write without waiting, so that who syncs finds the disk at work. Only advice: what it
-            // says of keeping pages in memory does not touch those that are being written.
+            // Begins to write without waiting, so that who syncs finds the disk at work, and one journal entry for
+            // all: several times as fast here. Only advice: what it says of keeping pages in memory does not touch
+            // those that are being written.
             let _ = rustix::fs::fadvise(&fresh.file, 0, None, Advice::DontNeed);
         }
         let turn = Arc::new(Turn::default());
