@@ -46,16 +46,17 @@ impl Epoch for AtomicU64 {
 /// The users, and what is told about them.
 pub struct Directory {
     users: RwLock<Arc<Users>>,
-    decoys: Decoys,
+    decoys: RwLock<Arc<Decoys>>,
     decoy_secret: Option<StoredSecret>,
     epoch: Arc<dyn Epoch>,
     tokens: Option<Tokens>,
 }
 
 impl Directory {
-    /// `decoy_secret` is what the password of an unknown user is checked against: it should cost what most
-    /// users' secrets cost. Without one it is a SCRAM-SHA-256 key like those of new users.
+    /// `decoy_secret` is what the password of an unknown user is checked against. Without one it is what some
+    /// real user has; when there is nobody, a SCRAM-SHA-256 key like those of new users.
     pub fn new(users: Users, decoys: Decoys, decoy_secret: Option<StoredSecret>, epoch: Arc<dyn Epoch>) -> Self {
+        let decoys = RwLock::new(Arc::new(decoys.mirror(&users)));
         Self { users: RwLock::new(Arc::new(users)), decoys, decoy_secret, epoch, tokens: None }
     }
 
@@ -83,8 +84,14 @@ impl Directory {
         self.users.read().clone()
     }
 
+    fn decoys(&self) -> Arc<Decoys> {
+        self.decoys.read().clone()
+    }
+
     /// Takes new content into service and makes caches stale.
     pub fn replace(&self, users: Users) -> u64 {
+        let decoys = self.decoys().mirror(&users);
+        *self.decoys.write() = Arc::new(decoys);
         let old = std::mem::replace(&mut *self.users.write(), Arc::new(users));
         let epoch = self.epoch.raise();
         drop(old);
@@ -202,10 +209,15 @@ impl Directory {
         if user.is_some_and(|user| user.verify(password)) {
             return true;
         }
-        if user.is_some_and(|user| user.secrets.iter().any(|secret| !secret.is_cheap())) {
+        let decoys = self.decoys();
+        let stand_in = decoys.stand_in(name).filter(|_| user.is_none() && self.decoy_secret.is_none());
+        if let Some(stand_in) = stand_in {
+            let _ = black_box(stand_in.verify(password));
+        }
+        if user.or(stand_in).is_some_and(|user| user.secrets.iter().any(|secret| !secret.is_cheap())) {
             return false;
         }
-        let keys = self.decoys.scram(Hash::Sha256, name);
+        let keys = decoys.scram(Hash::Sha256, name);
         for candidate in prep::candidates(password) {
             match &self.decoy_secret {
                 Some(decoy) => drop(black_box(decoy.verify("", &candidate))),
@@ -233,7 +245,7 @@ impl Directory {
         let whose = user.as_ref().zip(acting.as_ref());
         let whose = whose.map(|(user, acting)| (user, acting.as_ref().unwrap_or(user), mechanism, epoch));
         if let Some(hash) = scram_hash(kind) {
-            let decoy = self.decoys.scram(hash, name);
+            let decoy = self.decoys().scram(hash, name);
             let real = user.as_ref().and_then(|user| self.scram_keys(users, user, hash, &decoy));
             match (real, whose) {
                 (Some(real), Some(whose)) => scram_answer(&real, Some(whose), to),
@@ -252,21 +264,21 @@ impl Directory {
                 let real = user.as_ref().and_then(|user| user.secrets.iter().find_map(StoredSecret::cram_md5));
                 match (real, whose) {
                     (Some(real), Some(whose)) => sasl_answer(Status::Ok, false, Some(whose), &*real, None, to),
-                    _ => sasl_answer(Status::Ok, true, None, &self.decoys.cram_md5(name), None, to),
+                    _ => sasl_answer(Status::Ok, true, None, &self.decoys().cram_md5(name), None, to),
                 }
             }
             Some(KeyKind::DigestMd5Ha1) => {
                 let of = |user: &User| user.secrets.iter().find_map(|s| s.digest_md5(&user.name, authcid, realm));
                 match (user.as_ref().and_then(of), whose) {
                     (Some(real), Some(whose)) => sasl_answer(Status::Ok, false, Some(whose), &*real, None, to),
-                    _ => sasl_answer(Status::Ok, true, None, &self.decoys.digest_md5(name), None, to),
+                    _ => sasl_answer(Status::Ok, true, None, &self.decoys().digest_md5(name), None, to),
                 }
             }
             Some(KeyKind::Cleartext) if users.options().secrets.allow_cleartext => {
                 let real = user.as_ref().and_then(|user| user.secrets.iter().find_map(StoredSecret::cleartext));
                 match (real, whose) {
                     (Some(real), Some(whose)) => sasl_answer(Status::Ok, false, Some(whose), real, None, to),
-                    _ => sasl_answer(Status::Ok, true, None, &self.decoys.cram_md5(name), None, to),
+                    _ => sasl_answer(Status::Ok, true, None, &self.decoys().cram_md5(name), None, to),
                 }
             }
             // Nobody has one, so this tells nothing about anybody.

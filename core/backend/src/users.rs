@@ -365,8 +365,20 @@ impl Users {
 
     /// How the SCRAM keys of the file are distributed: what decoys should look like. Most frequent first.
     pub fn profiles(&self) -> Vec<Profile> {
+        self.profiles_of(self.iter())
+    }
+
+    /// About so many of the users, from all over the file.
+    pub fn sample(&self, most: usize) -> impl Iterator<Item = User> {
+        let lines = self.text.split(|octet| *octet == b'\n');
+        let step = (self.count / most.max(1)).max(1);
+        lines.step_by(step).filter_map(|line| line::user(line, &self.options).ok().flatten())
+    }
+
+    /// The same for some of them.
+    pub fn profiles_of(&self, users: impl Iterator<Item = User>) -> Vec<Profile> {
         let mut counts = HashMap::new();
-        for user in self.iter() {
+        for user in users {
             let keys = [Hash::Sha256, Hash::Sha1, Hash::Sha512]
                 .into_iter()
                 .find_map(|hash| user.secrets.iter().find_map(|secret| secret.scram_keys(hash)));
