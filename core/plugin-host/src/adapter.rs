@@ -1,7 +1,5 @@
 //! A loaded mechanism as `sasl::Mechanism`: everything that it says is checked here before it counts.
 
-use std::time::Instant;
-
 use portreeve_plugin_abi::{self as abi, action, out_flag, region};
 use sasl::{
     ChannelBinding, Effect, Event, FailureClass, Input, KeyKind, Mechanism, MechanismName, Proof, State, Step, Traits,
@@ -88,7 +86,7 @@ impl Mechanism for Inline {
         if !self.begin(state, &input.event) {
             return failure(FailureClass::Internal, "the host stepped an exchange that has not begun, or twice");
         }
-        let started = Instant::now();
+        let started = ffi::ticks();
         let resumes = matches!(input.event, Event::Resume);
         let out = self.bound.step(state, &input, scratch);
         if out.action == action::OFFLOAD && self.offloads && !resumes {
@@ -96,7 +94,7 @@ impl Mechanism for Inline {
         }
         // Where nobody waits a step may take its time; whoever took it there has a watch of its own.
         if !resumes && self.traits.flags & flag::OFFLOAD_ALL == 0 {
-            self.gate.took(&self.name, started.elapsed());
+            self.gate.stepped(&self.name, started);
         }
         if out.action == action::FAIL && out.arg == abi::fail::INTERNAL {
             self.gate.fault(&self.name, Fault::Broken);

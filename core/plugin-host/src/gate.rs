@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use sasl::MechanismName;
+
+use crate::ffi;
 
 /// More time than this in one step is told and counted (SASL steps are budgeted at 50 µs).
 pub const STEP_TOLD: Duration = Duration::from_millis(1);
@@ -51,6 +53,28 @@ pub struct Complaint<'a> {
 /// Who is told.
 pub type Complain = Arc<dyn Fn(&Complaint<'_>) + Send + Sync>;
 
+/// No counter of a processor is slower than 500 MHz: fewer ticks are less than [`STEP_TOLD`], and need no clock.
+const TICKS_LOOKED_AT: u64 = 500_000;
+
+/// Ties ticks to time: what a tick is worth follows from how many there were since this process has mechanisms.
+struct Epoch {
+    ticks: u64,
+    at: Instant,
+}
+
+impl Epoch {
+    fn get() -> &'static Self {
+        static EPOCH: OnceLock<Epoch> = OnceLock::new();
+        EPOCH.get_or_init(|| Epoch { ticks: ffi::ticks(), at: Instant::now() })
+    }
+
+    fn time_of(&self, ticks: u64) -> Duration {
+        let since = ffi::ticks().wrapping_sub(self.ticks).max(1);
+        // A thread that has moved to a processor with another counter says nothing.
+        if ticks > since { Duration::ZERO } else { self.at.elapsed().mul_f64(ticks as f64 / since as f64) }
+    }
+}
+
 /// One mechanism's record.
 pub(crate) struct Gate {
     closed: AtomicBool,
@@ -60,6 +84,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub fn new(complain: Option<Complain>) -> Self {
+        Epoch::get();
         Self { closed: AtomicBool::new(false), faults: Mutex::default(), complain }
     }
 
@@ -72,8 +97,18 @@ impl Gate {
         self.faults().clear();
     }
 
-    /// After each step.
-    pub fn took(&self, mechanism: &MechanismName, time: Duration) {
+    /// After each step, which began at `started`.
+    #[inline]
+    pub fn stepped(&self, mechanism: &MechanismName, started: u64) {
+        let ticks = ffi::ticks().wrapping_sub(started);
+        if ticks > TICKS_LOOKED_AT {
+            self.took(mechanism, Epoch::get().time_of(ticks));
+        }
+    }
+
+    /// A step took so long.
+    #[cold]
+    fn took(&self, mechanism: &MechanismName, time: Duration) {
         if time > STEP_TOLD {
             self.fault(mechanism, Fault::Slow(time));
         }
@@ -114,6 +149,7 @@ mod tests {
             to.lock().unwrap().push((complaint.fault, complaint.quarantined));
         })));
         let name = MechanismName::parse(b"X-A").unwrap();
+        gate.stepped(&name, ffi::ticks());
         gate.took(&name, Duration::from_micros(900));
         assert!(told.lock().unwrap().is_empty());
         (0..50).for_each(|_| gate.took(&name, Duration::from_millis(2)));
@@ -129,5 +165,20 @@ mod tests {
         assert!(gate.is_open());
         gate.fault(&name, Fault::Bypass);
         assert!(!gate.is_open());
+    }
+
+    #[test]
+    fn ticks_are_time() {
+        let epoch = Epoch::get();
+        let (ticks, started) = (ffi::ticks(), Instant::now());
+        while started.elapsed() < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        // The bounds are for a thread that was taken off its processor between two looks.
+        let (ticks, elapsed) = (ffi::ticks() - ticks, started.elapsed());
+        let time = epoch.time_of(ticks);
+        assert!(time > elapsed / 2 && time < elapsed * 2 + Duration::from_millis(500), "{time:?}, {elapsed:?}");
+        assert!(Duration::from_millis(1) <= epoch.time_of(ticks / 2) && ticks > TICKS_LOOKED_AT);
+        assert_eq!(epoch.time_of(u64::MAX), Duration::ZERO, "the counter of another processor");
     }
 }
