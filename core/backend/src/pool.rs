@@ -96,6 +96,8 @@ impl Pool {
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
                 while let Ok(job) = queue.recv() {
                     let answer = work(&directory, &job, wait_max, &report);
+                    // Hash functions keep their keys on the stack, and their frames stay where they were.
+                    zeroize::zeroize_stack::<STACK_OCTETS>();
                     if finished.send(Done { ticket: job.ticket, source: job.source, answer }).is_err() {
                         return;
                     }
@@ -175,6 +177,10 @@ impl Bell {
     }
 }
 
+/// How deep a hash function goes.
+const STACK_OCTETS: usize = 32 * 1024;
+
+#[inline(never)]
 fn work(directory: &Directory, job: &Job, wait_max: Duration, report: &Report) -> Zeroizing<Vec<u8>> {
     // Room for any answer, so that growing leaves no copy of a key behind.
     let mut answer = Zeroizing::new(Vec::with_capacity(4096));

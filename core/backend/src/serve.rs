@@ -26,7 +26,6 @@ use link::directory::{ANSWER, QUESTION, Question};
 use link::message::Message;
 use link::{Frame, Link, Outbox, Received, frames};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use zeroize::Zeroize as _;
 
 use crate::broker::{Broker, Ended, Now, Refusal, Spec};
 use crate::decoy::Decoys;
@@ -263,7 +262,7 @@ impl Service {
                         return Ok(());
                     }
                 };
-                packet.as_mut_slice().zeroize();
+                link::wipe(&mut packet);
                 if heard.is_break() {
                     let _ = self.supervisor.flush(&control);
                     return Ok(());
@@ -390,7 +389,7 @@ impl Peer {
                 self.question(frame?, directory, pools, (broker, now), counts);
                 Ok(())
             });
-            packet.as_mut_slice().zeroize();
+            link::wipe(packet);
             heard.map_err(|bad: link::BadPacket| Some(bad.into()))?;
         }
         self.outbox.flush(&self.link).map_err(gone).map(drop)

@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 
 use smtp::host::{Peer, SessionId, TlsFacts};
 use smtp::{Phase, Session};
-use zeroize::Zeroize;
 
 use crate::setup::Deadlines;
 use crate::slab::Token;
@@ -174,7 +173,7 @@ impl Held {
 
     /// Forgets everything; what a client sent may have been a password.
     pub fn wipe(&mut self) {
-        self.input.zeroize();
+        sasl::wipe_all(&mut self.input);
         *self = Self::default();
     }
 
@@ -187,7 +186,7 @@ impl Held {
 /// Replaces the content of `part` by `rest`. Capacity goes 64, 512, exact: most pieces of lines are short,
 /// and a client that sends octet by octet does not cause an allocation for each.
 pub fn keep(part: &mut Vec<u8>, rest: &[u8]) {
-    part.zeroize();
+    sasl::wipe_all(part);
     if part.capacity() < rest.len() {
         *part = Vec::with_capacity(match rest.len() {
             ..=64 => 64,

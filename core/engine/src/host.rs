@@ -70,8 +70,10 @@ pub struct Local {
     pub envelope: Vec<u8>,
     /// How long the effect that just became pending may take, milliseconds.
     pub effect_ms: u64,
-    /// The input that was just taken held a SASL message.
+    /// What was just taken is not a message's content: it may have been a password, wherever it came.
     pub secret: bool,
+    /// There was a SASL message in it.
+    pub authenticated: bool,
     pub session_base: u64,
     /// Boxes that connections gave back.
     #[allow(clippy::vec_box, reason = "the boxes themselves go back and forth between shard and connection")]
@@ -219,7 +221,7 @@ impl TurnHost<'_> {
     }
 
     fn sasl(&mut self, mechanism: &sasl::MechanismName, effect: sasl::Effect<'_>) -> Option<Outcome> {
-        self.local.secret = true;
+        (self.local.secret, self.local.authenticated) = (true, true);
         let outside = match (&self.port.backend, effect.kind()) {
             (_, sasl::EffectKind::ChannelBinding) => None,
             (Some(backend), _) => Some(&**backend),
@@ -359,7 +361,7 @@ impl Host for TurnHost<'_> {
     }
 
     fn step(&mut self, mechanism: &dyn sasl::Mechanism, input: sasl::Input<'_>) -> Option<sasl::OwnedStep> {
-        self.local.secret = true;
+        (self.local.secret, self.local.authenticated) = (true, true);
         match self.local.steps.ask(self.token, mechanism, &input) {
             Ok(id) => {
                 (*self.pending, *self.question) = (Pending::Step, id.index());
@@ -406,7 +408,7 @@ impl Host for TurnHost<'_> {
         let subject = self.account.map_or(Subject::Prefix(ip), Subject::Account);
         let permitted = match charge {
             Charge::AuthAttempt => {
-                self.local.secret = true;
+                (self.local.secret, self.local.authenticated) = (true, true);
                 self.local.watch.add(Counter::AuthAttempts, 1);
                 // What cannot be recorded is not done (DECISIONS C15).
                 let permitted = self.local.watch.may_begin() && (exempt || limits.auth_attempt(config, ip, now_ms));

@@ -165,7 +165,7 @@ impl Questions {
                     Err(_) => bad = true,
                 }
             }
-            zeroize::Zeroize::zeroize(packet.as_mut_slice());
+            link::wipe(&mut packet);
             if bad {
                 break Err(self.lose(memory.now_ms));
             }

@@ -32,7 +32,6 @@ use rustix::net::{SendFlags, Shutdown};
 use smtp::host::{Context, Outcome, Peer, Pools, TlsFacts, Trouble};
 use smtp::{Farewell, Next, Phase, Session};
 use telemetry::{Counter, Event, Gauge, Histogram};
-use zeroize::Zeroize;
 
 use crate::connection::{Clock, Pending, Slot, Stage, Tls, flag, keep, ticks};
 use crate::doors::{Arrival, DOORS, Doors};
@@ -446,7 +445,7 @@ impl Shard {
             if slot.has(flag::INPUT) {
                 let mut input = self.take_input(token);
                 self.feed(token, &input, None);
-                input.zeroize();
+                sasl::wipe_all(&mut input);
                 continue;
             }
             if slot.has(flag::EOF) {
@@ -465,7 +464,12 @@ impl Shard {
                 break;
             }
             self.handshakes += usize::from(handshake);
-            match self.read(token) {
+            let read = self.read(token);
+            if std::mem::take(&mut self.local.authenticated) {
+                // A password passed through functions whose frames are gone and still lie there.
+                zeroize::zeroize_stack::<STACK_OCTETS>();
+            }
+            match read {
                 Read::Octets(more) => octets += more,
                 Read::Nothing => {}
                 Read::End => return self.close(token, "lost"),
@@ -475,6 +479,7 @@ impl Shard {
     }
 
     /// One read, and everything that follows from it.
+    #[inline(never)]
     fn read(&mut self, token: Token) -> Read {
         let mut input = std::mem::take(&mut self.input);
         if input.len() != INPUT_OCTETS {
@@ -513,13 +518,14 @@ impl Shard {
             slot.clear(flag::READABLE);
         }
         self.local.watch.add(Counter::OctetsReceived, octets as u64);
-        self.local.secret = slot.session.phase() == Phase::Auth;
+        let content = slot.session.phase() == Phase::Data;
+        self.local.secret = !content;
         if encrypted {
             // Decrypted where it lies.
             let net = input.get_mut(..octets).unwrap_or_default();
             let read = self.decrypt(token, net, octets);
-            if self.local.secret {
-                net.zeroize();
+            if self.is_secret(token, content) {
+                sasl::wipe(net);
             }
             return read;
         }
@@ -528,14 +534,24 @@ impl Shard {
             if let Some(front) = input.get_mut(..piece.len()) {
                 front.copy_from_slice(&piece);
             }
-            piece.zeroize();
+            sasl::wipe_all(&mut piece);
         }
         let input = input.get_mut(..kept + octets).unwrap_or_default();
         self.feed(token, input, None);
-        if self.local.secret {
-            input.zeroize();
+        if self.is_secret(token, content) {
+            sasl::wipe(input);
         }
         Read::Octets(octets)
+    }
+
+    /// Whether what was read has to be wiped: all but the content of messages. A client that is out of step says
+    /// its password as a command.
+    fn is_secret(&mut self, token: Token, content: bool) -> bool {
+        self.local.secret || !content || !self.is_in_message(token)
+    }
+
+    fn is_in_message(&mut self, token: Token) -> bool {
+        self.slots.get_mut(token).is_some_and(|slot| slot.session.phase() == Phase::Data)
     }
 
     fn decrypt(&mut self, token: Token, net: &mut [u8], octets: usize) -> Read {
@@ -550,9 +566,12 @@ impl Shard {
         }
         let (mut plain, mut wire) = (std::mem::take(&mut self.plain), std::mem::take(&mut self.wire));
         plain.clear();
+        // Growing it later would leave copies behind: more than this is not decrypted at once.
+        let kept = slot.held.as_ref().map_or(0, |held| held.input.len());
+        plain.reserve(kept + octets + tls::RECORD_PLAINTEXT_MAX);
         if let Some(held) = &mut slot.held {
             plain.extend_from_slice(&held.input);
-            held.input.zeroize();
+            sasl::wipe_all(&mut held.input);
         }
         self.give_back(token);
         let received = match self.slots.get_mut(token).and_then(|slot| slot.tls.as_mut()) {
@@ -574,8 +593,8 @@ impl Shard {
         };
         if !plain.is_empty() && matches!(state, Some(tls::State::Open | tls::State::PeerClosed)) {
             self.feed(token, &plain, None);
-            if self.local.secret {
-                plain.zeroize();
+            if self.local.secret || !self.is_in_message(token) {
+                sasl::wipe(&mut plain);
             }
         }
         // A flight of the handshake, a ticket, an alert; feed() has sent it along with replies.
@@ -700,7 +719,7 @@ impl Shard {
         self.wind_clock(token, true);
         let mut input = self.take_input(token);
         self.feed(token, &input, Some(next));
-        input.zeroize();
+        sasl::wipe_all(&mut input);
         self.turn(token);
     }
 
@@ -1426,6 +1445,8 @@ compile_error!("crate engine: a poll token holds index and generation, 64 bits")
 /// To a client that has too many sessions already (PROTOCOL row 20).
 const TOO_MANY: &str = "421 4.7.0 Too many connections from your network; please try again later";
 
+/// How deep a login goes; what it leaves on the stack is wiped.
+const STACK_OCTETS: usize = 16 * 1024;
 /// Octets that one connection may read in a turn before others come.
 const TURN_OCTETS: usize = 32 * 1024;
 /// One read of message octets.

@@ -219,7 +219,7 @@ impl Steps {
                 Some(Ok(Received::Packet { .. })) => self.heard(runner as u16, number, &packet, answers),
                 Some(Ok(Received::Closed) | Err(_)) => false,
             };
-            zeroize::Zeroize::zeroize(packet.as_mut_slice());
+            link::wipe(&mut packet);
             if !good {
                 self.lose(runner as u16, number, answers);
             }

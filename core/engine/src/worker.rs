@@ -138,6 +138,7 @@ impl Worker {
                 envelope: Vec::new(),
                 effect_ms: 0,
                 secret: false,
+                authenticated: false,
                 session_base,
                 spare: Vec::new(),
             };

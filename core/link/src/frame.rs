@@ -5,8 +5,6 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use zeroize::Zeroize;
-
 use crate::PACKET_OCTETS_MAX;
 use crate::socket::{FDS_MAX, Link};
 
@@ -117,7 +115,12 @@ pub struct Outbox {
     octets_max: usize,
     /// The payload that is being written.
     payload: Vec<u8>,
+    /// The buffer of a packet that was sent.
+    spare: Vec<u8>,
 }
+
+/// Larger buffers are not kept.
+const SPARE_OCTETS_MAX: usize = 32 << 10;
 
 struct Packet {
     octets: Vec<u8>,
@@ -128,7 +131,7 @@ struct Packet {
 impl Outbox {
     /// A queue that holds at most `octets_max`.
     pub fn new(octets_max: usize) -> Outbox {
-        Outbox { packets: VecDeque::new(), octets: 0, octets_max, payload: Vec::new() }
+        Outbox { packets: VecDeque::new(), octets: 0, octets_max, payload: Vec::new(), spare: Vec::new() }
     }
 
     /// Appends a frame whose payload is what `write` puts into the empty vector. On [`Full`] nothing was kept.
@@ -146,7 +149,7 @@ impl Outbox {
     ) -> Result<(), Full> {
         write(&mut self.payload);
         let pushed = self.push_payload(kind, id, fds);
-        self.payload.as_mut_slice().zeroize();
+        wipe(&mut self.payload);
         self.payload.clear();
         pushed
     }
@@ -161,9 +164,12 @@ impl Outbox {
             packet.fds.is_empty() && fds.is_empty() && packet.octets.len() + octets <= PACKET_OCTETS_MAX
         };
         if !self.packets.back().is_some_and(shares) {
-            self.packets.push_back(Packet { octets: Vec::with_capacity(octets.max(512)), fds });
+            let mut packet = std::mem::take(&mut self.spare);
+            packet.reserve(octets.max(512));
+            self.packets.push_back(Packet { octets: packet, fds });
         }
         if let Some(Packet { octets: packet, .. }) = self.packets.back_mut() {
+            grow(packet, octets);
             packet.extend_from_slice(&length.to_le_bytes());
             packet.extend_from_slice(&kind.to_le_bytes());
             packet.extend_from_slice(&id.to_le_bytes());
@@ -180,8 +186,13 @@ impl Outbox {
             match link.send(&packet.octets, &fds) {
                 Ok(()) => {
                     self.octets -= packet.octets.len();
-                    packet.octets.zeroize();
-                    self.packets.pop_front();
+                    wipe(&mut packet.octets);
+                    if let Some(Packet { mut octets, .. }) = self.packets.pop_front()
+                        && octets.capacity() <= SPARE_OCTETS_MAX
+                    {
+                        octets.clear();
+                        self.spare = octets;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
@@ -204,8 +215,24 @@ impl Outbox {
 impl Drop for Outbox {
     fn drop(&mut self) {
         for packet in &mut self.packets {
-            packet.octets.zeroize();
+            wipe(&mut packet.octets);
         }
+    }
+}
+
+/// Sets octets to zero, as fast as memory can be set, and so that no compiler leaves it out.
+pub fn wipe(octets: &mut [u8]) {
+    octets.fill(0);
+    zeroize::optimization_barrier(octets);
+}
+
+/// Makes room for `more` octets, and leaves no copy behind when the buffer moves.
+fn grow(octets: &mut Vec<u8>, more: usize) {
+    if octets.capacity() - octets.len() < more {
+        let mut larger = Vec::with_capacity((octets.len() + more).max(octets.capacity() * 2));
+        larger.extend_from_slice(octets);
+        wipe(octets);
+        *octets = larger;
     }
 }
 

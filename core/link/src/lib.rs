@@ -54,7 +54,7 @@ mod socket;
 #[allow(unsafe_code, reason = "the one place for it: descriptors, mmap, ids, prctl")]
 pub mod sys;
 
-pub use frame::{BadPacket, FRAME_HEAD_OCTETS, FRAME_PAYLOAD_OCTETS_MAX, Frame, Frames, Full, Outbox, frames};
+pub use frame::{BadPacket, FRAME_HEAD_OCTETS, FRAME_PAYLOAD_OCTETS_MAX, Frame, Frames, Full, Outbox, frames, wipe};
 pub use message::Role;
 pub use socket::{FDS_MAX, Link, Received};
 

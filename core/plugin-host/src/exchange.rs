@@ -110,6 +110,8 @@ pub(crate) fn failure(class: FailureClass, why: &'static [u8], to: &mut Vec<u8>)
 
 fn encode(step: &Step<'_>, to: &mut Vec<u8>) {
     let Flat { action, arg, last, parts } = Flat::from(step);
+    // A buffer that grows leaves copies of a password behind.
+    to.reserve(64 + parts.iter().map(|part| part.len()).sum::<usize>());
     wire::Answer { action, arg, last, parts }.encode(to);
 }
 

@@ -31,6 +31,8 @@ pub const OFFLOAD_MS_MAX: u64 = 3000;
 const EXCHANGES_MAX: usize = 100_000;
 /// Answers that a shard does not take.
 const OUTBOX_OCTETS_MAX: usize = 4 << 20;
+/// How deep a step goes; what it leaves on the stack is wiped.
+const STACK_OCTETS: usize = 16 * 1024;
 /// Packets read from one shard before the others have their turn.
 const PACKETS_PER_TURN: usize = 16;
 
@@ -176,14 +178,17 @@ impl Host {
         for mut peer in std::mem::take(&mut self.peers) {
             for _ in 0..PACKETS_PER_TURN {
                 match peer.link.receive(&mut packet) {
-                    Ok(Received::Packet { .. }) => self.packet(&mut peer, &packet),
+                    Ok(Received::Packet { .. }) => {
+                        self.packet(&mut peer, &packet);
+                        zeroize::zeroize_stack::<STACK_OCTETS>();
+                    }
                     Ok(Received::WouldBlock) => break,
                     Ok(Received::Closed) | Err(_) => {
                         peer.closed = true;
                         break;
                     }
                 }
-                zeroize::Zeroize::zeroize(packet.as_mut_slice());
+                link::wipe(&mut packet);
             }
             self.tell_log(&mut peer);
             peer.flush();
@@ -196,6 +201,7 @@ impl Host {
         self.packet = packet;
     }
 
+    #[inline(never)]
     fn packet(&mut self, peer: &mut Peer, packet: &[u8]) {
         let mut armed = Instant::now();
         sys::end_after_ms(STEP_MS_MAX);

@@ -18,11 +18,13 @@ mod carried;
 mod name;
 mod secret;
 mod state;
+mod wipe;
 
 pub use carried::{Flat, OwnedStep};
 pub use name::MechanismName;
 pub use secret::Secret;
 pub use state::State;
+pub use wipe::{wipe, wipe_all};
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-use zeroize::Zeroize;
+use crate::wipe_all;
 
 /// Octets that must not be printed and do not outlive their use: no `Debug`, no `Clone`, wiped on drop.
 #[derive(Default)]
@@ -17,7 +17,7 @@ impl Secret {
 
     /// Replaces the content by a copy of `octets`; the old content is wiped, also when the buffer moves.
     pub fn set(&mut self, octets: &[u8]) {
-        self.0.zeroize();
+        wipe_all(&mut self.0);
         if self.0.capacity() < octets.len() {
             self.0 = Vec::with_capacity(octets.len().next_power_of_two().max(64));
         }
@@ -26,7 +26,7 @@ impl Secret {
 
     /// Wipes the content and keeps the (empty) buffer.
     pub fn wipe(&mut self) {
-        self.0.zeroize();
+        wipe_all(&mut self.0);
     }
 
     /// The buffer, for a decoder that must not go through a second copy.
@@ -39,6 +39,6 @@ impl Secret {
 
 impl Drop for Secret {
     fn drop(&mut self) {
-        self.0.zeroize();
+        wipe_all(&mut self.0);
     }
 }

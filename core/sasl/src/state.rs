@@ -1,5 +1,3 @@
-use zeroize::Zeroize;
-
 /// Octets of one block; also the strictest alignment that a mechanism may ask for.
 const BLOCK_OCTETS: usize = 64;
 
@@ -49,11 +47,12 @@ impl State {
         self.blocks.as_mut_ptr().cast()
     }
 
-    /// Sets all octets to zero.
+    /// Sets all octets to zero. Blocks beyond those in use are so since their last use.
     pub fn wipe(&mut self) {
-        for block in &mut self.blocks {
-            block.0.zeroize();
-        }
+        let used = self.octets.div_ceil(BLOCK_OCTETS).min(self.blocks.len());
+        let used = self.blocks.get_mut(..used).unwrap_or_default();
+        used.fill(Block([0; BLOCK_OCTETS]));
+        zeroize::optimization_barrier(used);
     }
 }
 

@@ -31,10 +31,8 @@ const HALF_FAILURE: u8 = 1;
 pub(crate) struct Authentication {
     mechanism: Option<Arc<dyn Mechanism>>,
     state: State,
-    /// The client's current message, decoded.
+    /// The client's current message, decoded; none while the client has to answer.
     message: Secret,
-    /// What the mechanism writes into.
-    scratch: Secret,
     /// What has been proven. The handle that a mechanism is told is the position, counted from 1.
     ledger: Vec<Entry>,
     /// As claimed, for the log, the limits and the authorization.
@@ -212,14 +210,29 @@ impl Authentication {
         match initial {
             // RFC 4954 §4: "=" is an initial response that is present and empty.
             None | Some(b"=") => self.message.wipe(),
-            Some(initial) => decode(initial, &*mechanism, &mut self.message)?,
+            Some(initial) => decode(initial, &*mechanism, self.message_buffer(cx))?,
         }
         self.plus_offered = is_plus_offered(&*mechanism, cx);
         self.state.prepare(traits.state_octets);
-        self.scratch.wipe();
-        self.scratch.buffer().resize(traits.output_octets_max, 0);
         self.mechanism = Some(mechanism);
         Ok(self.run(Cause::Start { initial: initial.is_some() }, cx))
+    }
+
+    /// Where the next message goes.
+    fn message_buffer(&mut self, cx: &mut Context<'_>) -> &mut Secret {
+        if self.message.buffer().capacity() == 0 {
+            self.message = cx.pools.messages.pop().unwrap_or_default();
+        }
+        &mut self.message
+    }
+
+    /// The client has to answer: what it said is not needed any more. Many exchanges may wait so for long.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        let mut message = std::mem::take(&mut self.message);
+        message.wipe();
+        if cx.pools.messages.len() < POOLED_MAX {
+            cx.pools.messages.push(message);
+        }
     }
 
     /// Whether input must wait.
@@ -249,7 +262,7 @@ impl Authentication {
             Wait::Dismissal(verdict) => self.refuse(verdict, b"", cx),
             Wait::Response | Wait::Effect(_) | Wait::Asserted { .. } | Wait::Step | Wait::Delay(_) => {
                 let Some(mechanism) = self.mechanism.clone() else { return self.internal(b"no mechanism", cx) };
-                match decode(line, &*mechanism, &mut self.message) {
+                match decode(line, &*mechanism, self.message_buffer(cx)) {
                     Ok(()) => self.run(Cause::Message, cx),
                     Err(reply) => self.bad_line(reply, cx),
                 }
@@ -294,7 +307,10 @@ impl Authentication {
                 });
             }
             match self.step(&*mechanism, &cause, &mut diagnosis, cx) {
-                Decision::Wait => return Progress::Continue,
+                Decision::Wait => {
+                    self.rest(cx);
+                    return Progress::Continue;
+                }
                 Decision::Elsewhere => {
                     self.wait = Wait::Step;
                     return Progress::Pending;
@@ -325,7 +341,7 @@ impl Authentication {
         diagnosis: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Decision {
-        let Self { state, message, scratch, ledger, authcid, authzid, effects, elsewhere, plus_offered, .. } = self;
+        let Self { state, message, ledger, authcid, authzid, effects, elsewhere, plus_offered, .. } = self;
         let facts = Facts {
             tls: cx.tls.is_some(),
             tls_version: cx.tls.map_or(0, |tls| tls.version),
@@ -363,6 +379,11 @@ impl Authentication {
             unix_ms: cx.unix_ms,
             exchange: cx.session.0,
         };
+        let octets = mechanism.traits().output_octets_max;
+        if cx.pools.scratch.len() < octets {
+            cx.pools.scratch.resize(octets, 0);
+        }
+        let scratch = cx.pools.scratch.get_mut(..octets).unwrap_or_default();
         let carried;
         let step = match cause {
             Cause::Answer(answer) => answer.step(),
@@ -376,9 +397,9 @@ impl Authentication {
                     }
                 }
             }
-            _ => mechanism.step(state, input, scratch.buffer()),
+            _ => mechanism.step(state, input, scratch),
         };
-        match step {
+        let decision = match step {
             Step::Challenge(data) => {
                 write_challenge(data, cx.out);
                 Decision::Wait
@@ -426,7 +447,9 @@ impl Authentication {
             }
             // Mechanisms that must leave the event loop are refused when they are loaded.
             Step::Offload => Decision::Failure { class: FailureClass::Internal, data: false },
-        }
+        };
+        sasl::wipe(cx.pools.scratch.get_mut(..octets).unwrap_or_default());
+        decision
     }
 
     /// The mechanism says itself who this is. From here on it is like any proof: the directory knows whether there
@@ -566,7 +589,6 @@ impl Authentication {
         }
         self.state.wipe();
         self.message.wipe();
-        self.scratch.wipe();
         self.authcid.zeroize();
         self.authzid.zeroize();
         self.ledger.clear();

@@ -364,4 +364,8 @@ pub enum Note<'a> {
 pub struct Pools {
     pub(crate) transactions: Vec<Box<crate::transaction::Transaction>>,
     pub(crate) exchanges: Vec<Box<crate::auth::Authentication>>,
+    /// Messages of exchanges that wait for their client: they have none.
+    pub(crate) messages: Vec<sasl::Secret>,
+    /// What a mechanism writes into during a step; empty of secrets between two.
+    pub(crate) scratch: Vec<u8>,
 }

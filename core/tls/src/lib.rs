@@ -70,7 +70,7 @@ pub use error::{CertificateError, TlsError};
 pub use fuzz::fuzz_receive;
 pub use self_signed::{SelfSigned, self_signed};
 pub use server::{ClientAuth, ServerTls, Settings, Version};
-pub use session::{Facts, Received, State, TlsSession};
+pub use session::{Facts, RECORD_PLAINTEXT_MAX, Received, State, TlsSession};
 pub use store::CertificateStore;
 pub use ticket::TicketKeys;
 

@@ -244,7 +244,7 @@ impl TlsSession {
             return Ok(());
         }
         let mut pending = mem::take(&mut self.pending);
-        let used = self.process(&mut pending, plain, out)?;
+        let used = self.process(&mut pending, plain, out).inspect_err(|_| wipe(&mut pending))?;
         if used == 0 {
             self.pending = pending;
             if is_complete {
@@ -253,14 +253,20 @@ impl TlsSession {
             return self.check_size(out);
         }
         let unused = pending.get(used..).unwrap_or_default();
-        if unused.is_empty() {
+        let held = if unused.is_empty() {
             self.record = Some(0);
+            Ok(())
+        } else {
+            self.hold(unused, out)
+        };
+        // It was decrypted where it lies.
+        wipe(&mut pending);
+        if held.is_ok() && self.pending.is_empty() {
             // The allocation serves the next record of the same flight; receive() gives it back.
             pending.clear();
             self.pending = pending;
-            return Ok(());
         }
-        self.hold(unused, out)
+        held
     }
 
     /// Keeps what rustls has not used, in as much memory as it needs.
@@ -354,6 +360,12 @@ impl TlsSession {
     }
 }
 
+/// As fast as memory can be set, and not left out by a compiler.
+fn wipe(octets: &mut [u8]) {
+    octets.fill(0);
+    zeroize::optimization_barrier(octets);
+}
+
 struct Progress {
     used: usize,
     peer_closed: bool,
@@ -445,7 +457,7 @@ fn group_name(group: NamedGroup) -> &'static str {
 
 const HEADER_OCTETS: usize = 5;
 /// RFC 8446 §5.1.
-const RECORD_PLAINTEXT_MAX: usize = 16 << 10;
+pub const RECORD_PLAINTEXT_MAX: usize = 16 << 10;
 /// Header, explicit nonce (TLS 1.2), content type, tag; a key update in front fits the room of one record.
 const RECORD_OVERHEAD_MAX: usize = 64;
 /// A record (16 KiB and 256 octets) with room for a long client chain; rustls would reassemble up to 64 KiB.
