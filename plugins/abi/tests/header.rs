@@ -98,20 +98,21 @@ fn c_program() -> String {
     c
 }
 
-fn scratch_dir() -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("abi-{}", std::process::id()));
+fn scratch_dir(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("abi-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     dir
 }
 
+const COMPILERS: [(&str, &str, &str); 4] =
+    [("gcc", "c11", "c"), ("clang", "c11", "c"), ("g++", "c++17", "cc"), ("clang++", "c++17", "cc")];
+
 #[test]
 fn every_compiler_agrees_with_rust() {
-    let dir = scratch_dir();
+    let dir = scratch_dir("living");
     let expected = as_rust_sees_it();
     let mut compiled = Vec::new();
-    for (compiler, language, suffix) in
-        [("gcc", "c11", "c"), ("clang", "c11", "c"), ("g++", "c++17", "cc"), ("clang++", "c++17", "cc")]
-    {
+    for (compiler, language, suffix) in COMPILERS {
         if Command::new(compiler).arg("--version").output().is_err() {
             continue;
         }
@@ -163,12 +164,79 @@ fn nothing_of_the_header_is_left_out() {
     }
 }
 
+/// The header of each minor that was released, and the sizes, offsets and constants that it had.
+fn frozen() -> Vec<(PathBuf, String)> {
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let minors = std::fs::read_dir(home).unwrap().flatten().map(|entry| entry.path());
+    let minors = minors.filter(|path| path.join("portreeve_plugin.h").is_file());
+    let golden = |path: PathBuf| {
+        let minor = path.file_name().unwrap().to_str().unwrap().trim_start_matches('v').to_owned();
+        let golden = std::fs::read_to_string(home.join(format!("layout-{minor}.txt"))).unwrap();
+        (path, golden)
+    };
+    minors.map(golden).collect()
+}
+
+/// Plugins are built with the header of their time: it stays as good as it was.
 #[cfg(target_pointer_width = "64")]
 #[test]
-fn frozen() {
-    let golden = include_str!("../layout-1.0.txt");
-    for line in golden.lines() {
-        assert!(as_rust_sees_it().lines().any(|now| now == line), "{line}: ABI 1.0 had this, and it may not change");
+fn frozen_headers_compile_and_say_what_they_said() {
+    let dir = scratch_dir("frozen");
+    let frozen = frozen();
+    assert!(frozen.iter().any(|(path, _)| path.ends_with("v1.0")));
+    for (path, golden) in frozen {
+        assert!(golden.lines().count() > 200, "the golden file is incomplete");
+        let mut c = String::from("#include \"portreeve_plugin.h\"\n#include <stdio.h>\nint main(void) {\n");
+        for line in golden.lines() {
+            let name = line.split(' ').next().unwrap();
+            let value = match name.split_once('.') {
+                Some((structure, field)) => format!("offsetof({structure}, {field})"),
+                None if name.starts_with("prv_") => format!("sizeof({name})"),
+                None => name.to_owned(),
+            };
+            writeln!(c, "  printf(\"{name} %llu\\n\", (unsigned long long)({value}));").unwrap();
+        }
+        c.push_str("  return 0;\n}\n");
+        for (compiler, language, suffix) in COMPILERS {
+            if Command::new(compiler).arg("--version").output().is_err() {
+                continue;
+            }
+            let source = dir.join(format!("frozen-{compiler}.{suffix}"));
+            std::fs::write(&source, &c).unwrap();
+            let program = dir.join(format!("frozen-{compiler}"));
+            let build = Command::new(compiler)
+                .args([&format!("-std={language}"), "-Wall", "-Wextra", "-pedantic", "-Werror", "-I"])
+                .arg(&path)
+                .arg("-o")
+                .args([&program, &source])
+                .output()
+                .unwrap();
+            assert!(build.status.success(), "{compiler}: {}", String::from_utf8_lossy(&build.stderr));
+            let run = Command::new(&program).output().unwrap();
+            assert_eq!(std::str::from_utf8(&run.stdout).unwrap(), golden, "{compiler}, {}", path.display());
+        }
     }
-    assert!(golden.lines().count() > 200, "the golden file is incomplete");
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// A later minor appends: what a plugin of an earlier one wrote lies where the host looks for it.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn the_living_header_only_appends() {
+    let now = as_rust_sees_it();
+    let now: std::collections::BTreeMap<&str, u64> = now.lines().map(|line| name_and_value(line)).collect();
+    for (path, golden) in frozen() {
+        for (name, then) in golden.lines().map(name_and_value) {
+            let path = path.display();
+            let now = *now.get(name).unwrap_or_else(|| panic!("{path} has {name}, and it may not go"));
+            let may_grow = name == "PRV_ABI_MINOR" || (name.starts_with("prv_") && !name.contains('.'));
+            assert!(now == then || (may_grow && now > then), "{path}: {name} was {then} and is {now}");
+        }
+    }
+}
+
+#[cfg(target_pointer_width = "64")]
+fn name_and_value(line: &str) -> (&str, u64) {
+    let (name, value) = line.split_once(' ').unwrap();
+    (name, value.parse().unwrap())
 }
