@@ -4,6 +4,7 @@
 //! ways (`ways.rs`) take turns with the same number of writers, so that a ratio compares what was measured
 //! within seconds. Everything is written into a folder of our own, which goes when we go, also after a Ctrl-C.
 
+pub mod sasl;
 mod ways;
 
 use std::fs;

@@ -194,7 +194,8 @@ docs/mechanisms.md is the way to a mechanism of your own, docs/plugin-abi.md the
         subcommand,
         after_help = "\
 Examples:
-  portreeve bench spool --dir /var/lib/portreeve"
+  portreeve bench spool --dir /var/lib/portreeve
+  portreeve bench sasl --json"
     )]
     Bench(BenchCommand),
     /// The configuration's vocabulary.
@@ -264,6 +265,24 @@ Whether a disk that says `synced` has kept it is the disk's affair: this cannot 
 
 Exit codes: 0 measured, 1 it could not be (no room, an error of the disk), 130 ended by Ctrl-C.")]
     Spool(BenchSpool),
+    /// What an exchange of each mechanism costs inline, and of PLAIN through a process of its own.
+    #[command(after_help = "\
+Examples:
+  portreeve bench sasl
+  portreeve bench sasl --json --seconds 5
+
+Times are medians, with the best round beside them; process times count both sides, from the first octet sent to
+the last answer read.
+
+Exit codes: 0 all bars are met, 1 one is missed, 2 it could not be measured.")]
+    Sasl {
+        /// How long each figure is measured.
+        #[arg(long, value_name = "N", default_value_t = 1.0)]
+        seconds: f64,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What is measured.
@@ -583,6 +602,9 @@ Exit codes: 0 nothing found, 1 a rule is broken, 2 it could not be tried.")]
 Examples:
   portreeve plugin replay trace
   portreeve plugin replay trace --plugin ./new/portreeve_acme_token.so
+  portreeve plugin replay trace --runner process
+
+`inline` runs the library's code in this process, as a worker does: for one that you trust so far.
 
 Exit codes: 0 the same, 1 a difference, 2 it could not be tried.")]
     Replay {
@@ -591,6 +613,9 @@ Exit codes: 0 the same, 1 a difference, 2 it could not be tried.")]
         /// Another build of the library.
         #[arg(long, value_name = "FILE")]
         plugin: Option<PathBuf>,
+        /// Where: in the sandbox of `check`, in this process, or in a process as a server has for a stranger's library.
+        #[arg(long, value_enum, default_value_t = ReplayRunner::Check)]
+        runner: ReplayRunner,
     },
     /// Run published exchanges, in this process' own sandbox or against a server.
     #[command(after_help = "\
@@ -638,6 +663,17 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Where a trace is run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReplayRunner {
+    /// In the sandbox of `plugin check`.
+    Check,
+    /// In this process.
+    Inline,
+    /// In a mechanism-host.
+    Process,
 }
 
 /// What a plugin is written in.
@@ -716,6 +752,7 @@ mod tests {
             "plugin vectors",
             "plugin new",
             "plugin abi",
+            "bench sasl",
             "config sample",
             "config reference",
         ] {

@@ -28,6 +28,7 @@ mod queue;
 mod report;
 mod rights;
 mod roles;
+mod runners;
 mod serve;
 mod terminal;
 mod tokens;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         Some(Command::User(command)) => users::run(&command),
         Some(Command::Plugin(command)) => plugins::command(&command),
         Some(Command::Bench(BenchCommand::Spool(wish))) => bench::spool(&wish),
+        Some(Command::Bench(BenchCommand::Sasl { seconds, json })) => bench::sasl::command(seconds, json),
         Some(Command::Config(ConfigCommand::Sample)) => terminal::print(&options::sample()),
         Some(Command::Config(ConfigCommand::Reference)) => terminal::print(&options::reference()),
     }

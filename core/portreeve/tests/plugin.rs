@@ -56,7 +56,9 @@ fn inspect_runs_nothing_and_names_what_is_no_plugin() {
     );
     std::fs::write(&source, std::fs::read_to_string(&source).unwrap() + &constructor).unwrap();
     assert!(Command::new("make").current_dir(&home).output().unwrap().status.success());
-    expect(folder.path(), &["inspect", library.to_str().unwrap()], 0);
+    let text = expect(folder.path(), &["inspect", library.to_str().unwrap(), "--json"], 0);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(json["mechanisms"]["X-EVIL"].is_array() && !trace.exists(), "{text}");
     expect(folder.path(), &["check", library.to_str().unwrap(), "--seconds", "0.2"], 0);
     assert!(!trace.exists());
 }
@@ -92,7 +94,8 @@ fn recorded_exchanges_are_replayed_octet_by_octet() {
     let standard = bundled("standard");
     let script = folder.path().join("script");
     let mut text = String::new();
-    for number in 0..500 {
+    let count = if std::env::var_os("PORTREEVE_LONG").is_some() { 10_000 } else { 500 };
+    for number in 0..count {
         text += &format!(
             "start \"n,,n=user,r=nonce{number}\"\nexpect effect FETCH_KEY\nsay \"c=biws,r=nonce{number},p=AAAA\"\nexpect fail\n"
         );
@@ -100,15 +103,20 @@ fn recorded_exchanges_are_replayed_octet_by_octet() {
     std::fs::write(&script, text).unwrap();
     let arguments = ["run", standard.to_str().unwrap(), "SCRAM-SHA-256", "--script", "script", "--record", "trace"];
     expect(folder.path(), &arguments, 0);
-    let text = expect(folder.path(), &["replay", "trace"], 0);
-    assert!(text.contains("1500 steps in 500 exchanges: the same"), "{text}");
+    for runner in ["check", "inline", "process"] {
+        let text = expect(folder.path(), &["replay", "trace", "--runner", runner], 0);
+        let same = format!("{} steps in {count} exchanges: the same", 3 * count);
+        assert!(text.contains(&same), "{runner}: {text}");
+    }
     // One octet of one recorded answer is another: found, and where.
     let trace = std::fs::read_to_string(folder.path().join("trace")).unwrap();
     let changed = trace.replacen("\"data\":\"c", "\"data\":\"d", 1);
     assert_ne!(trace, changed);
     std::fs::write(folder.path().join("changed"), changed).unwrap();
-    let text = expect(folder.path(), &["replay", "changed"], 1);
-    assert!(text.contains("changed: line ") && text.contains("step "), "{text}");
+    for runner in ["check", "inline", "process"] {
+        let text = expect(folder.path(), &["replay", "changed", "--runner", runner], 1);
+        assert!(text.contains("changed: line ") && text.contains("step "), "{text}");
+    }
     // Another library altogether.
     let (_, other) = made(folder.path(), "other");
     expect(folder.path(), &["replay", "trace", "--plugin", other.to_str().unwrap()], 2);
@@ -165,6 +173,15 @@ fn the_abi_by_command() {
     let structs: String =
         golden.lines().filter(|line| line.starts_with("prv_")).map(|line| format!("{line}\n")).collect();
     assert_eq!(text, structs);
+    // And for programs.
+    let json: serde_json::Value = serde_json::from_str(&expect(folder.path(), &["abi", "--json"], 0)).unwrap();
+    for (name, number) in structs.lines().map(|line| line.split_once(' ').unwrap()) {
+        let found = match name.split_once('.') {
+            Some((name, field)) => &json["structs"][name]["offsets"][field],
+            None => &json["structs"][name]["size"],
+        };
+        assert_eq!(found.to_string(), number, "{name}");
+    }
 }
 
 /// The examples build without a warning and pass.
@@ -267,39 +284,53 @@ impl Server {
     }
 }
 
-/// The examples log in: third-party libraries, in processes of their own, against a real server over TLS.
+/// The examples log in: third-party libraries, in processes of their own, against a real server over TLS. Built
+/// with the header of each minor that was released and with today's, in C and in C++, by each compiler that is here.
 #[test]
 fn examples_log_in_over_the_wire() {
+    let abi = root().join("plugins/abi");
+    let frozen = std::fs::read_dir(&abi).unwrap().flatten().map(|entry| entry.path());
+    let frozen = frozen.filter(|path| path.join("portreeve_plugin.h").is_file());
+    let headers: Vec<PathBuf> = frozen.chain([abi.clone()]).collect();
+    assert!(headers.len() >= 2, "no frozen header");
+    let mut built = 0;
+    for header in headers {
+        for (c, cxx) in [("gcc", "g++"), ("clang", "clang++")] {
+            if [c, cxx].iter().any(|compiler| Command::new(compiler).arg("--version").output().is_err()) {
+                assert!(std::env::var("CI").as_deref() != Ok("true"), "{c} or {cxx} is missing");
+                continue;
+            }
+            examples_log_in(&header, c, cxx);
+            built += 1;
+        }
+    }
+    assert!(built > 0, "no compiler for C and C++");
+}
+
+fn examples_log_in(header: &Path, c: &str, cxx: &str) {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path();
-    for (source, id) in [("c-plain/plain.c", "c_plain"), ("c-acme-token/acme_token.c", "acme_token")] {
-        let cc = Command::new("cc")
-            .args([
-                "-std=c11",
-                "-Wall",
-                "-Wextra",
-                "-pedantic",
-                "-Werror",
-                "-shared",
-                "-fPIC",
-                "-fvisibility=hidden",
-                "-I",
-            ])
-            .arg(root().join("plugins/abi"))
-            .arg("-o")
-            .arg(home.join(format!("portreeve_{id}.so")))
-            .arg(root().join("plugins/examples").join(source))
+    for (compiler, standard, source, id) in [
+        (c, "c11", "plugins/examples/c-plain/plain.c", "c_plain"),
+        (c, "c11", "plugins/examples/c-acme-token/acme_token.c", "acme_token"),
+        (cxx, "c++17", "core/portreeve/tests/fixtures/plain.cc", "cc_plain"),
+    ] {
+        let built = Command::new(compiler)
+            .arg(format!("-std={standard}"))
+            .args(["-Wall", "-Wextra", "-pedantic", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden", "-I"])
+            .args([header, "-o".as_ref(), &home.join(format!("portreeve_{id}.so")), &root().join(source)])
             .output()
             .unwrap();
-        assert!(cc.status.success(), "{}", String::from_utf8_lossy(&cc.stderr));
+        let said = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "{compiler} with {}: {said}", header.display());
     }
     for id in ["example_pin", "standard"] {
         std::fs::copy(bundled(id), home.join(format!("portreeve_{id}.so"))).unwrap();
     }
     let (tim, acme, pin) = ("tim@example.com", "acme@example.com", "pin@example.com");
     let users = [(tim, "tanstaaftanstaaf"), (acme, "acme_0123456789"), (pin, "271828")];
-    let mechanisms = ["SCRAM-SHA-256", "PLAIN", "X-C-PLAIN", "X-ACME-TOKEN", "X-PIN"];
-    let load = ["standard", "c_plain", "acme_token", "example_pin"];
+    let mechanisms = ["SCRAM-SHA-256", "PLAIN", "X-C-PLAIN", "X-CC-PLAIN", "X-ACME-TOKEN", "X-PIN"];
+    let load = ["standard", "c_plain", "cc_plain", "acme_token", "example_pin"];
     let server = Server::start(home, &users, &load, &mechanisms);
     let encoded = |text: &str| conformance::event::base64(text.as_bytes());
     let say = |text: &str| serde_json::json!({"c": encoded(text)});
@@ -312,6 +343,8 @@ fn examples_log_in_over_the_wire() {
         vector("X-C-PLAIN", &[say(&plain)], "", "success"),
         vector("X-C-PLAIN", &[say(&format!("\0{tim}\0wrong"))], "", "credentials"),
         vector("X-C-PLAIN", &[say("\0\0")], "", "malformed"),
+        vector("X-CC-PLAIN", &[say(&format!("{tim}\0tanstaaftanstaaf"))], "", "success"),
+        vector("X-CC-PLAIN", &[say(&format!("{tim}\0wrong"))], "", "credentials"),
         vector("X-ACME-TOKEN", &[say(&format!("{acme} acme_0123456789"))], "", "success"),
         vector("X-PIN", &[hear("name"), say(pin), hear("number"), say("271828")], "", "success"),
         vector("X-PIN", &[hear("name"), say(pin), hear("number"), say("141421")], "", "credentials"),
@@ -321,7 +354,7 @@ fn examples_log_in_over_the_wire() {
     std::fs::write(home.join("v.json"), serde_json::json!({"exchanges": vectors}).to_string()).unwrap();
     let address = format!("127.0.0.1:{}", server.1);
     let text = expect(home, &["vectors", "v.json", "--smtp", &address], 0);
-    assert!(text.contains("9 as published, 0 otherwise, 0 skipped"), "{text}");
+    assert!(text.contains("11 as published, 0 otherwise, 0 skipped"), "{text}");
     // Somebody whom the server does not know: said so, and why that may be.
     let unknown = [vector("PLAIN", &[say("\0nobody@example.com\0x")], "", "success")];
     std::fs::write(home.join("u.json"), serde_json::json!({"exchanges": unknown}).to_string()).unwrap();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Answer, Facts, Moment};
 use crate::job::{Job, Task};
 use crate::process::Served;
-use crate::world::Stepper as _;
+use crate::world::Stepper;
 
 /// The first line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,9 +123,13 @@ pub struct Replayed {
     pub difference: Option<String>,
 }
 
-/// Runs a trace again and compares every octet.
+/// Runs a trace again in a sandboxed child and compares every octet.
 pub fn replay(program: &PathBuf, trace: &Trace, plugin: Option<PathBuf>) -> Result<Replayed, String> {
-    let mut served = Served::start(program, &trace.job(plugin))?;
+    replay_in(&mut Served::start(program, &trace.job(plugin))?, trace)
+}
+
+/// The same wherever the steps are made.
+pub fn replay_in(served: &mut impl Stepper, trace: &Trace) -> Result<Replayed, String> {
     let mut replayed = Replayed { exchanges: 0, steps: 0, difference: None };
     let mut facts = None;
     for (at, entry) in trace.entries.iter().enumerate() {

@@ -12,12 +12,13 @@ use conformance::process::Served;
 use conformance::rules::rule;
 use conformance::scaffold;
 use conformance::script::Run;
-use conformance::trace::{Trace, replay};
+use conformance::trace::{Trace, replay, replay_in};
 use conformance::vectors::{self, Vector};
 use conformance::wire::{self, Came};
 use portreeve_plugin_abi as abi;
 
-use crate::cli::{Language, PluginCommand, exit};
+use crate::cli::{Language, PluginCommand, ReplayRunner, exit};
+use crate::runners::{self, Hosted, Inline};
 use crate::terminal;
 
 /// Whether all was well, or why it could not be tried.
@@ -41,7 +42,7 @@ pub fn command(command: &PluginCommand) -> ExitCode {
             };
             text_of(vectors.as_deref()).and_then(|vectors| fuzz_mechanism(&Job { vectors, ..job }))
         }
-        PluginCommand::Replay { trace, plugin } => replay_trace(trace, plugin.clone()),
+        PluginCommand::Replay { trace, plugin, runner } => replay_trace(trace, plugin.clone(), *runner),
         PluginCommand::Vectors { file, plugin, smtp, mech } => {
             run_vectors(file, plugin, smtp.as_deref(), mech.as_deref())
         }
@@ -185,7 +186,7 @@ fn fuzz_mechanism(job: &Job) -> Tried {
     Ok(false)
 }
 
-fn replay_trace(path: &Path, plugin: Option<PathBuf>) -> Tried {
+fn replay_trace(path: &Path, plugin: Option<PathBuf>, runner: ReplayRunner) -> Tried {
     let trace = Trace::read(path)?;
     let plugin = plugin.map(|file| absolute(&file));
     let file = plugin.as_ref().unwrap_or(&trace.header.file);
@@ -193,7 +194,18 @@ fn replay_trace(path: &Path, plugin: Option<PathBuf>) -> Tried {
     if super::hex(&found.sha256) != trace.header.sha256 {
         terminal::warn(format!("{}: not the library that the trace was recorded with", file.display()));
     }
-    let replayed = replay(&program()?, &trace, plugin)?;
+    let mech = trace.header.mech.clone();
+    let replayed = match runner {
+        ReplayRunner::Check => replay(&program()?, &trace, plugin)?,
+        ReplayRunner::Inline => {
+            let settings = trace.header.settings.as_deref().unwrap_or_default();
+            replay_in(&mut Inline::new(&runners::vet(file)?, &mech, settings)?, &trace)?
+        }
+        ReplayRunner::Process => {
+            let settings = trace.header.settings.as_deref();
+            replay_in(&mut Hosted::start(&program()?, &runners::vet(file)?, &mech, settings)?, &trace)?
+        }
+    };
     match replayed.difference {
         None => say(&format!("{} steps in {} exchanges: the same\n", replayed.steps, replayed.exchanges)),
         Some(difference) => {
