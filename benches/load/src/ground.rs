@@ -217,7 +217,7 @@ impl Ground {
              [spool]\ndurability = \"{}\"\nmin_free = \"16MiB\"\nmin_free_percent = 0\n\n\
              [[route]]\ndomain = \"*\"\nkind = \"discard\"\n\n\
              [limits]\nmax_sessions = {}\n\n\
-             [timeouts]\ncommand = \"1h\"\ncommand_crowded = \"1h\"\npre_auth = \"1h\"\n\n\
+             [timeouts]\ncommand = \"1h\"\ncommand_crowded = \"1h\"\npre_auth = \"1h\"\nauth = \"1h\"\n\n\
              [log]\nlevel = \"{}\"\nfile = \"log\"\n",
             settings.workers,
             settings.shards,
