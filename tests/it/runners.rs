@@ -56,6 +56,13 @@ impl Client {
         self.ask(&format!("AUTH {mechanism} {}", STANDARD.encode(initial)))
     }
 
+    /// Whether the server still answers; it may have died.
+    fn is_answered(&mut self, line: &str) -> bool {
+        let mut reply = String::new();
+        self.0.get_mut().write_all(format!("{line}\r\n").as_bytes()).is_ok()
+            && self.0.read_line(&mut reply).is_ok_and(|octets| octets > 0)
+    }
+
     fn login(&mut self) -> String {
         self.auth("X-FAULTY", "alice@demo.test secret")
     }
@@ -87,6 +94,18 @@ fn install(folder: &Path, version: &str, strength: u32) {
 struct Faulty {
     server: Server,
     folder: TempDir,
+}
+
+impl Faulty {
+    /// The same with so many workers, started anew.
+    fn with_workers(mut self, workers: u32) -> Self {
+        let text = fs::read_to_string(self.server.path("portreeve.toml")).expect("the configuration");
+        self.server.signal(rustix::process::Signal::TERM);
+        self.server.wait();
+        self.server.write_config(&text.replace("shards = 2", &format!("workers = {workers}\nshards = 1")));
+        self.server.run();
+        self
+    }
 }
 
 impl std::ops::Deref for Faulty {
@@ -238,7 +257,8 @@ fn a_fault_costs_the_exchanges_of_its_process_and_nobody_else_anything() {
     }
     println!("from a death to a login through the replacement: {slowest:?} at most");
     // 100 ms are promised; a debug build on a busy machine gets more.
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    let most = if std::env::var_os("PORTREEVE_LONG").is_some() { 100 } else { 1000 };
+    assert!(slowest < Duration::from_millis(most), "{slowest:?}");
 }
 
 #[test]
@@ -293,12 +313,15 @@ fn five_deaths_in_a_minute_are_quarantine_until_a_reload() {
 
 #[test]
 fn a_library_is_replaced_under_open_exchanges() {
-    const REPLACEMENTS: u32 = 12;
+    // In all, 2,000 exchanges are open at a time in the long form.
+    let long = std::env::var_os("PORTREEVE_LONG").is_some();
+    let (replacements, begun) = if long { (200, 500) } else { (12, 5) };
     let server = start();
+    let mut finished = 0;
     let worker = server.processes()["worker"].clone();
     let mut open = Vec::new();
-    for edition in 0..REPLACEMENTS {
-        let mut waiting: Vec<Client> = (0..5).map(|_| Client::connect(server.mx())).collect();
+    for edition in 0..replacements {
+        let mut waiting: Vec<Client> = (0..begun).map(|_| Client::connect(server.mx())).collect();
         for client in &mut waiting {
             assert!(client.auth("X-FAULTY", "wait").starts_with("334 "));
         }
@@ -306,20 +329,164 @@ fn a_library_is_replaced_under_open_exchanges() {
         install(server.folder.path(), &format!("1.{edition}"), 20 + edition);
         reload(&server);
         assert!(Client::connect(server.mx()).login().starts_with("235 "), "edition {edition}");
-        // Exchanges of three editions are open at a time.
+        // Exchanges of four editions are open at a time.
         if open.len() > 3 {
+            finished += open[0].len();
             finish(open.remove(0));
         }
     }
+    finished += open.iter().map(Vec::len).sum::<usize>();
     open.into_iter().for_each(finish);
+    assert_eq!(finished, (replacements * begun) as usize);
     await_that("old editions to go", || hosts(&server) == 1);
+    let (_, listed) = output(&mut server.command(&["plugin", "list"]));
+    let newest = format!("1.{}", replacements - 1);
+    assert!(listed.contains(&newest) && listed.matches("edition ").count() <= 1, "{listed}");
     assert_eq!(server.processes()["worker"], worker, "workers do not change for that");
+    assert!(!server.log().contains("process.died"), "{}", server.log());
+
+    // What a new edition says of itself is what new clients see: this one wants TLS.
+    let source = root().join("tests/it/fixtures/faulty.c");
+    let defines = ["-DVERSION=\"2.0\"", "-DFLAGS=PRV_M_NEEDS_TLS"];
+    compile(server.folder.path(), &source, "faulty", &defines);
+    reload(&server);
+    let is_offered = || Client::connect(server.mx()).ask("EHLO client.example").contains("X-FAULTY");
+    await_that("an EHLO reply in clear without it", || !is_offered());
+    install(server.folder.path(), "2.1", 10);
+    reload(&server);
+    await_that("an EHLO reply with it", is_offered);
+
+    // Whoever writes into the file while it is loaded changes nothing that runs: a whole library is taken, or none.
+    let file = server.folder.path().join("portreeve_faulty.so");
+    let good = fs::read(&file).expect("the library");
+    let half = &good[..good.len() / 2];
+    std::thread::scope(|scope| {
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        let writer = scope.spawn(|| {
+            let is_done = is_done;
+            while is_done.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                for content in [half, &good[..]] {
+                    // In place: the same inode, not a rename.
+                    fs::write(&file, content).expect("written");
+                }
+            }
+        });
+        for _ in 0..10 {
+            let (_, told) = output(&mut server.command(&["reload"]));
+            assert!(Client::connect(server.mx()).login().starts_with("235 "), "{told}");
+        }
+        drop(done);
+        writer.join().expect("the writer");
+    });
     assert!(!server.log().contains("process.died"), "{}", server.log());
 
     // A file that is no good changes nothing.
     fs::write(server.folder.path().join("portreeve_faulty.so"), b"no library").expect("written");
     assert!(!output(&mut server.command(&["reload"])).0.success());
     assert!(Client::connect(server.mx()).login().starts_with("235 "));
+}
+
+/// A Rust library that panics where the client leaves out the colon, built as its author would.
+fn panicking(folder: &Path) {
+    let target = root().join("target/bad-plugins");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--offline", "--manifest-path"]);
+    build.arg(root().join("tests/bad-plugins/panics/Cargo.toml")).arg("--target-dir").arg(&target);
+    let built = build.output().expect("cargo runs");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let made = folder.join("new");
+    fs::copy(target.join("debug/libpanics.so"), &made).expect("the library");
+    fs::rename(made, folder.join("portreeve_panics.so")).expect("installed");
+}
+
+#[test]
+fn a_panic_costs_its_own_exchange_in_both_runners_and_ten_are_too_many() {
+    for runner in ["inline", "process"] {
+        let server = start_with("panics", "X-PANICS", &format!("runner = \"{runner}\""), panicking);
+        let processes = server.processes();
+        let mut bystander = Client::connect(server.mx());
+        assert!(bystander.auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 "));
+        for round in 0..10 {
+            let reply = Client::connect(server.mx()).auth("X-PANICS", "no colon");
+            assert!(reply.starts_with("454 4.7.0"), "{runner}: {reply}");
+            if round == 0 {
+                let reply = Client::connect(server.mx()).auth("X-PANICS", "alice@demo.test:secret");
+                assert!(reply.starts_with("235 "), "{runner}: {reply}");
+            }
+            assert!(bystander.ask("NOOP").starts_with("250 "), "{runner}");
+        }
+        assert_eq!(server.processes(), processes, "{runner}: the same processes");
+        await_that("quarantine", || !Client::connect(server.mx()).ask("EHLO client.example").contains("X-PANICS"));
+        let reply = Client::connect(server.mx()).auth("X-PANICS", "alice@demo.test:secret");
+        assert!(reply.starts_with("504 "), "{runner}: {reply}");
+        assert!(Client::connect(server.mx()).auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 "));
+    }
+}
+
+/// What inline promises (docs/threat-model.md): a crash ends the sessions of one worker and no others, and another
+/// worker takes its place.
+#[test]
+fn a_crash_inline_costs_one_worker_and_is_mended() {
+    for faults in [["abort", "segv"], ["stack", "exit"], ["quick-exit", "abort"]] {
+        let server = start_on("runner = \"inline\"").with_workers(2);
+        for fault in faults {
+            await_that("two workers", || server.processes().get("worker").is_some_and(|workers| workers.len() == 2));
+            let workers = server.processes()["worker"].clone();
+            let mut bystanders: Vec<Client> = (0..24).map(|_| Client::connect(server.mx())).collect();
+            let mut victim = Client::connect(server.mx());
+            victim.say(&format!("AUTH X-FAULTY {}", STANDARD.encode(fault)));
+            await_that("its end", || server.processes().get("worker").is_none_or(|now| *now != workers));
+            let alive = bystanders.iter_mut().map(|client| u32::from(client.is_answered("NOOP"))).sum::<u32>();
+            // The kernel deals connections out: that all of them went to one worker is one chance in millions.
+            assert!(alive > 0 && alive < 24, "{fault}: {alive} of 24 bystanders");
+            await_that("a login", || Client::connect(server.mx()).login().starts_with("235 "));
+        }
+    }
+}
+
+/// What a good library costs the kernel: packets, and the timer that ends a step.
+#[test]
+fn a_mechanism_host_makes_the_calls_of_serving_and_no_others() {
+    if !Command::new("strace").arg("-V").output().is_ok_and(|found| found.status.success()) {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "strace is not installed; tests/setup installs it");
+        return eprintln!("SKIPPED: strace is not installed");
+    }
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIPPED: only root may trace a process that cannot be dumped");
+    }
+    let server = start();
+    let host = server.processes()["mechanism-host"][0];
+    let calls = server.path("calls");
+    let mut strace = Command::new("strace")
+        .args(["-f", "-o"])
+        .arg(&calls)
+        .args(["-p", &host.as_raw_nonzero().to_string()])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("strace starts");
+    let traced = || fs::read_to_string(&calls).unwrap_or_default();
+    await_that("strace", || {
+        assert!(Client::connect(server.mx()).login().starts_with("235 "));
+        traced().contains("sendmsg(")
+    });
+    for _ in 0..20 {
+        assert!(Client::connect(server.mx()).login().starts_with("235 "));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&strace), rustix::process::Signal::INT)
+        .expect("our own child");
+    strace.wait().expect("strace ends");
+    let text = traced();
+    let name = |line: &str| -> Option<String> {
+        let call = line.split_once(' ')?.1.trim_start();
+        let call = call.strip_prefix("<... ").unwrap_or(call);
+        let end = call.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
+        (end > 0 && !call.starts_with("---") && !call.starts_with("+++")).then(|| call[..end].to_owned())
+    };
+    let seen: std::collections::BTreeSet<String> = text.lines().filter_map(name).collect();
+    let permitted = ["read", "write", "recvmsg", "sendmsg", "poll", "ppoll", "setitimer", "futex", "restart_syscall"];
+    println!("calls of a mechanism-host: {seen:?}");
+    assert!(seen.contains("recvmsg") && seen.contains("sendmsg"), "{text}");
+    assert!(seen.iter().all(|call| permitted.contains(&call.as_str())), "{seen:?}");
 }
 
 fn finish(clients: Vec<Client>) {
@@ -337,6 +504,9 @@ fn who_lets_strangers_in_is_taken_out_of_service_in_both_runners() {
         let server = start_with("bad", "X-BAD", &terms, |folder| compile(folder, &source, "bad", &[]));
         let mut client = Client::connect(server.mx());
         assert!(client.ask("EHLO client.example").contains("X-BAD"), "{runner}");
+        // Whoever compares can lie about users whose keys it was given: the threat model says so. So it gets in as …
+        assert!(Client::connect(server.mx()).auth("X-BAD", "alice@demo.test:anything").starts_with("235 "), "{runner}");
+        // … somebody who exists, and as nobody else.
         let reply = client.auth("X-BAD", "ghost@demo.test:anything");
         assert!(reply.starts_with("535 5.7.8"), "{runner}: {reply}");
         await_that("quarantine", || !client.ask("EHLO client.example").contains("X-BAD"));

@@ -1,5 +1,8 @@
 //! SCRAM over the wire: a client of our own that does what it is told, also what it should not.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -9,9 +12,9 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::version::{TLS12, TLS13};
 use sha2::Digest as _;
 
-use crate::bare::DOMAIN;
+use crate::bare::{DOMAIN, HOSTNAME};
 use crate::server::{Options, Server};
-use crate::wire::{Wire, tls_with};
+use crate::wire::{Wire, tls_pinned, tls_with};
 
 const MECHANISMS: [&str; 8] = [
     "SCRAM-SHA-512-PLUS",
@@ -93,6 +96,44 @@ impl Hash {
         let server_key = self.hmac(&salted, b"Server Key");
         let base64 = |octets: &[u8]| STANDARD.encode(octets);
         format!("{{{}}}4096,{},{},{}", self.mechanism(), base64(&salt), base64(&stored_key), base64(&server_key))
+    }
+}
+
+/// The client's side for many exchanges of one user: the password is hashed once.
+pub struct Proof {
+    hash: Hash,
+    first: String,
+    password: String,
+    salted: Option<Vec<u8>>,
+}
+
+impl Proof {
+    /// Without channel binding.
+    pub fn new(hash: Hash, user: &str, password: &str) -> Self {
+        Self { hash, first: format!("n={user},r=a-nonce-of-the-client"), password: password.to_owned(), salted: None }
+    }
+
+    /// The command.
+    pub fn auth(&self) -> String {
+        format!("AUTH {} {}", self.hash.mechanism(), STANDARD.encode(format!("n,,{}", self.first)))
+    }
+
+    /// The response to `334 …`.
+    pub fn answer(&mut self, challenge: &str) -> String {
+        let challenge = challenge.trim_end().strip_prefix("334 ").unwrap_or_else(|| panic!("{challenge}"));
+        let challenge = String::from_utf8(STANDARD.decode(challenge).expect("base64")).expect("text");
+        let part = |lead: &str| challenge.split(',').find_map(|part| part.strip_prefix(lead)).expect("an attribute");
+        let hash = self.hash;
+        let salted = self.salted.get_or_insert_with(|| {
+            let salt = STANDARD.decode(part("s=")).expect("base64");
+            hash.salted(self.password.as_bytes(), &salt, part("i=").parse().expect("a number"))
+        });
+        let without_proof = format!("c=biws,r={}", part("r="));
+        let client_key = hash.hmac(salted, b"Client Key");
+        let signed = format!("{},{challenge},{without_proof}", self.first);
+        let signature = hash.hmac(&hash.digest(&client_key), signed.as_bytes());
+        let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(key, octet)| key ^ octet).collect();
+        STANDARD.encode(format!("{without_proof},p={}", STANDARD.encode(proof)))
     }
 }
 
@@ -241,6 +282,78 @@ fn a_binding_of_another_connection_is_worth_nothing_and_is_tried_once() {
         assert!(wrong.log_in(&mut wire).starts_with("535 5.7.8"));
     }
     assert!(alice(Hash::Sha256).log_in(&mut wire).starts_with("235 2.7.0"));
+}
+
+/// Somebody whose certificate the client believes: ends its TLS, reads everything, and says it again inside TLS of
+/// his own to the server. One connection.
+fn stand_between(server: &Server, version: &'static SupportedProtocolVersion, strips: bool) -> (Wire, Vec<u8>) {
+    let key = rcgen::generate_simple_self_signed(vec![HOSTNAME.to_owned()]).expect("a certificate");
+    let certificate = key.cert.der().clone();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .expect("a version")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.clone()],
+            rustls::pki_types::PrivateKeyDer::Pkcs8(key.signing_key.serialize_der().into()),
+        )
+        .expect("a key that fits");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let mut onward =
+        Wire::connect(server.submissions(), true, tls_with(server, &[version], None)).expect("a connection");
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("the client");
+        let session = rustls::ServerConnection::new(std::sync::Arc::new(config)).expect("a session");
+        let mut client = BufReader::new(rustls::StreamOwned::new(session, stream));
+        let mut reply = onward.reply();
+        while let Ok(Some(text)) = reply {
+            // A client that does not see -PLUS cannot use it.
+            let text = if strips { text.replace("-PLUS", "-NONE") } else { text };
+            let mut line = String::new();
+            let said = client.get_mut().write_all(text.as_bytes()).and_then(|()| client.read_line(&mut line));
+            if said.is_err() || line.is_empty() {
+                return;
+            }
+            reply = onward.ask(line.trim_end()).map(Some);
+        }
+    });
+    let end_point = sha2::Sha256::digest(&certificate).to_vec();
+    let mut wire = Wire::connect(address, true, tls_pinned(certificate, &[version], None)).expect("a connection");
+    wire.reply().expect("a greeting");
+    assert!(wire.ask("EHLO client.example").expect("EHLO").contains("SCRAM-SHA-256-PLUS") != strips);
+    (wire, end_point)
+}
+
+/// He gets the password of who sends it, and a login of who is not bound to a connection; of others nothing.
+#[test]
+fn who_ends_tls_in_between_gets_no_bound_login() {
+    let server = server(&MECHANISMS);
+    for version in [&TLS12, &TLS13] {
+        let (mut wire, _) = stand_between(&server, version, false);
+        assert!(alice(Hash::Sha256).log_in(&mut wire).starts_with("235 "), "he says all again as he should");
+        let bound = Client { plus: true, ..alice(Hash::Sha256) };
+        if version == &TLS13 {
+            let (mut wire, _) = stand_between(&server, version, false);
+            let client = Client { flag: "p=tls-exporter", binding: wire.exporter(), ..bound.clone() };
+            assert!(client.log_in(&mut wire).starts_with("535 5.7.8"));
+        }
+        let (mut wire, end_point) = stand_between(&server, version, false);
+        let client = Client { flag: "p=tls-server-end-point", binding: end_point, ..bound.clone() };
+        assert!(client.log_in(&mut wire).starts_with("535 5.7.8"));
+        // RFC 9266 §1, RFC 5929 §3: there are others, and we have none of them.
+        let (mut wire, _) = stand_between(&server, version, false);
+        let client = Client { flag: "p=tls-unique", binding: vec![7; 12], ..bound };
+        assert!(client.log_in(&mut wire).starts_with("535 5.7.8"));
+        // He hides -PLUS, so the client says that it did not see it.
+        let (mut wire, _) = stand_between(&server, version, true);
+        assert!(Client { flag: "y", ..alice(Hash::Sha256) }.log_in(&mut wire).starts_with("535 5.7.8"));
+    }
+    // Nor is it accepted from anybody else.
+    let (mut wire, _) = connect(&server, &TLS12);
+    let client = Client { plus: true, flag: "p=tls-unique", binding: vec![7; 12], ..alice(Hash::Sha256) };
+    assert!(client.log_in(&mut wire).starts_with("535 5.7.8"));
 }
 
 /// RFC 5802 §6: a client that could have bound itself but saw no -PLUS says so, and a server that had offered

@@ -102,8 +102,17 @@ pub fn tls_with(
     versions: &[&'static SupportedProtocolVersion],
     own: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
 ) -> Arc<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
     let certificate = CertificateDer::from_pem_file(server.certificate_files().0).expect("a certificate");
+    tls_pinned(certificate, versions, own)
+}
+
+/// For whoever has this certificate.
+pub fn tls_pinned(
+    certificate: CertificateDer<'static>,
+    versions: &[&'static SupportedProtocolVersion],
+    own: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+) -> Arc<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
         .expect("TLS 1.2 and 1.3")
