@@ -224,7 +224,7 @@ fn frozen_headers_compile_and_say_what_they_said() {
 #[test]
 fn the_living_header_only_appends() {
     let now = as_rust_sees_it();
-    let now: std::collections::BTreeMap<&str, u64> = now.lines().map(|line| name_and_value(line)).collect();
+    let now: std::collections::BTreeMap<&str, u64> = now.lines().map(name_and_value).collect();
     for (path, golden) in frozen() {
         for (name, then) in golden.lines().map(name_and_value) {
             let path = path.display();
