@@ -1199,9 +1199,12 @@ fn about_next_hop(config: &Config, route: &Route, hop: &HopRoute, report: &mut R
     let binds = || config.listeners.iter().flat_map(|listener| &listener.bind);
     for (at, place) in hop.to.iter().enumerate() {
         let delivery::Place::Tcp(host, port) = place else { continue };
-        let Ok(ip) = host.parse::<std::net::IpAddr>() else { continue };
+        // Names that this server calls itself by; others are looked at when delivery connects.
+        let named = config.listeners.iter().any(|listener| config.hostname_of(listener).eq_ignore_ascii_case(host));
+        let ip = host.parse::<std::net::IpAddr>().ok();
         let own = |bind: &SocketAddr| {
-            bind.port() == *port && (bind.ip() == ip || (bind.ip().is_unspecified() && ip.is_loopback()))
+            let here = ip.is_some_and(|ip| bind.ip() == ip || (bind.ip().is_unspecified() && ip.is_loopback()));
+            bind.port() == *port && (here || named)
         };
         if binds().any(own) {
             report.error(

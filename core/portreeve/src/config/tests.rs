@@ -593,6 +593,7 @@ fn routes_to_next_hops() {
         (format!("{smtp}tls_ca = \"f\""), "no certificate is verified"),
         ("kind = \"maildir\"\npath = \"m\"\ntls = \"off\"".to_owned(), "route.tls: means nothing"),
         ("kind = \"smtp\"\nto = [\"127.0.0.1:2525\"]".to_owned(), "is this server itself"),
+        (format!("kind = \"smtp\"\nto = [\"{}:2525\"]", system_hostname()), "is this server itself"),
     ] {
         let shown = report(&good(&route)).render(false);
         assert!(shown.contains(expect), "{route}: {shown}");
