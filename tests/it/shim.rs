@@ -108,7 +108,8 @@ fn stop_before_each(role: &str, step: u64) {
         place += step;
     }
     println!("{role} was stopped {fired} times, before operation {place} at the most; {acknowledged} acknowledged");
-    assert!(place >= 150, "{role}: a run has only {place} operations");
+    // Fewer than without it when several messages share a sync.
+    assert!(place >= 90, "{role}: a run has only {place} operations");
     // Nothing is left behind.
     server.set_environment(Vec::new());
     server.run();
