@@ -308,8 +308,8 @@ PRV_EXPORT const prv_plugin *portreeve_plugin_v1(const prv_host *host, char *err
  *                          {"PLAIN":["VERIFY_PASSWORD"]}
  *   "backends"    array    names                                                                    (optional)
  *   "self_asserts" array   names of the mechanisms with PRV_M_SELF_ASSERTS                          (optional)
- *   "offloads"    array    names of those with PRV_M_OFFLOAD_ALL or PRV_M_MAY_OFFLOAD. Both let the (optional)
- *                          operator be told before the library runs; said wrongly it is refused
+ *   "offloads"    array    names of those with PRV_M_OFFLOAD_ALL or PRV_M_MAY_OFFLOAD               (optional)
+ *                          Both tell the operator before the library runs; a lie is refused.
  *   "build"       string   as in prv_plugin                                                         (optional) */
 #define PRV_NOTE_OWNER "Portreeve"
 #define PRV_NOTE_TYPE  1u

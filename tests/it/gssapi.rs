@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::bare::HOSTNAME;
 use crate::kerberos::{Party, REALM, Realm, is_here};
-use crate::runners::{Client, await_that, reload, status};
+use crate::runners::{Client, await_that, reload};
 use crate::server::{Options, PATIENCE, Server, output};
 
 /// A server that knows the realm's alice and bob.
@@ -378,5 +378,42 @@ fn without_consent_it_is_refused_and_the_remedy_is_told() {
     );
     let (fine, told) = output(&mut server.command(&["check"]));
     assert!(!fine.success() && told.contains("OFFLOAD") && told.contains("runner = \"process\""), "{told}");
-    let _ = (status, Command::new("true"));
+}
+
+/// The conformance kit holds it to what applies, and says of the rest why it does not.
+#[test]
+fn the_kit_says_what_does_not_apply() {
+    if !is_here() {
+        return;
+    }
+    let realm = Realm::start();
+    let settings = format!(
+        r#"{{"config":{:?},"keytab":{:?},"replay_cache":{:?}}}"#,
+        realm.path("krb5.conf"),
+        realm.path("keytab"),
+        realm.path("rcache/kit")
+    );
+    let program = crate::server::program();
+    let mut check = Command::new(&program);
+    check.args(["plugin", "check"]).arg(program.with_file_name("libportreeve_gssapi.so"));
+    check.args(["--json", "--seconds", "1", "--config", &settings]);
+    let (good, told) = output(&mut check);
+    assert!(good.success(), "{told}");
+    for (rule, why) in [
+        ("M1", "OFFLOAD_ALL or SELF_ASSERTS"),
+        ("M3", "drop_state"),
+        ("M5", "OFFLOAD_ALL or SELF_ASSERTS"),
+        ("M7", "OFFLOAD"),
+        ("P3", "asserts identities"),
+        ("P5", "SELF_ASSERTS"),
+    ] {
+        let found = told.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let found: Vec<_> = found.filter(|line| line["rule"] == rule && line["mech"] == "GSSAPI").collect();
+        let said = found
+            .iter()
+            .all(|line| line["result"] == "skip" && line["text"].as_str().is_some_and(|it| it.contains(why)));
+        assert!(found.len() == 1 && said, "{rule}: {found:?}");
+    }
+    let passed = told.lines().filter(|line| line.contains("\"result\":\"pass\"")).count();
+    assert!(passed >= 12, "{told}");
 }

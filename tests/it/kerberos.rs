@@ -24,10 +24,7 @@ pub fn is_here() -> bool {
     let kdc = ["/usr/sbin/krb5kdc", "/usr/sbin/kdb5_util", "/usr/sbin/kadmin.local"];
     present("the KDC of MIT Kerberos", kdc.iter().all(|file| fs::exists(file).unwrap_or_default()))
         && present("kinit", command_exists("kinit"))
-        && present(
-            "libkrb5-dev",
-            command_exists("krb5-config") || fs::exists("/usr/include/krb5.h").unwrap_or_default(),
-        )
+        && present("libkrb5-dev", fs::exists("/usr/include/gssapi/gssapi_krb5.h").unwrap_or_default())
         && present("python3-gssapi", python().is_some())
         && built()
 }

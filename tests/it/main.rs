@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a test binary has no reader of documentation")]
 
 mod aborts;
+mod assertions;
 mod backends;
 mod bare;
 mod client_certificates;

@@ -52,6 +52,11 @@ impl Client {
         self.auth_octets(mechanism, initial.as_bytes())
     }
 
+    /// Without waiting for the reply.
+    pub fn begin(&mut self, mechanism: &str, initial: &str) {
+        self.say(&format!("AUTH {mechanism} {}", STANDARD.encode(initial)));
+    }
+
     pub fn auth_octets(&mut self, mechanism: &str, initial: &[u8]) -> String {
         self.ask(&format!("AUTH {mechanism} {}", STANDARD.encode(initial)))
     }
@@ -91,7 +96,7 @@ fn install(folder: &Path, version: &str, strength: u32) {
 }
 
 /// A server with the faulty library in this folder, and PLAIN inline beside it.
-struct Faulty {
+pub struct Faulty {
     server: Server,
     folder: TempDir,
 }
@@ -126,7 +131,7 @@ fn start_on(terms: &str) -> Faulty {
 }
 
 /// With another library, on other terms.
-fn start_with(id: &str, mechanism: &str, terms: &str, install: impl FnOnce(&Path)) -> Faulty {
+pub fn start_with(id: &str, mechanism: &str, terms: &str, install: impl FnOnce(&Path)) -> Faulty {
     let options = Options { listener: "cleartext_auth_nets = [\"127.0.0.0/8\"]".into(), ..Options::default() };
     let mut server = Server::prepare(options);
     // Root takes libraries only from folders that nobody else may write to, all the way up.

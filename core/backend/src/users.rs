@@ -12,7 +12,7 @@
 //! * Three columns, separated by `:`; secrets and fields are separated by spaces, list items by commas.
 //! * `\hh` (two hexadecimal digits) stands for that octet. Whatever would be structure is written so: a colon
 //!   in a name is `\3a`, a space `\20`, a backslash `\5c`. An RFC 5803 secret keeps its two colons.
-//! * Without a secret nobody logs in, but mail is taken.
+//! * Without a secret nobody logs in with a password, but mail is taken; a certificate or Kerberos may still do.
 //!
 //! A password in clear serves every mechanism, each other form PLAIN and LOGIN and what it is made for: SCRAM keys
 //! their SCRAM, a `{CRAM-MD5}` context CRAM-MD5, a `{DIGEST-MD5}` digest DIGEST-MD5 with the name and the realm that

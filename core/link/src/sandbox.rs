@@ -202,6 +202,21 @@ const FORBIDDEN: &[Rule] = &[
     (libc::SYS_keyctl, Action::Kill),
     (libc::SYS_add_key, Action::Kill),
     (libc::SYS_request_key, Action::Kill),
+    // Landlock does not know of these.
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, Action::Refuse),
+    (libc::SYS_fchmod, Action::Refuse),
+    (libc::SYS_fchmodat, Action::Refuse),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chown, Action::Refuse),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_lchown, Action::Refuse),
+    (libc::SYS_fchown, Action::Refuse),
+    (libc::SYS_fchownat, Action::Refuse),
+    (libc::SYS_setxattr, Action::Refuse),
+    (libc::SYS_lsetxattr, Action::Refuse),
+    (libc::SYS_fsetxattr, Action::Refuse),
+    (libc::SYS_utimensat, Action::Refuse),
     // Threads are refused, not punished: constructors of good libraries may try.
     (libc::SYS_clone, Action::Refuse),
     (libc::SYS_clone3, Action::Unknown),
@@ -499,6 +514,7 @@ mod tests {
             (libc::SYS_mmap, 0, 3, ALLOW, ALLOW),
             (libc::SYS_mmap, 0, 5, ALLOW, REFUSE),
             (libc::SYS_clone, 0, 0, REFUSE, REFUSE),
+            (libc::SYS_fchmodat, 0, 0, REFUSE, REFUSE),
             (libc::SYS_setitimer, 0, 0, ALLOW, ALLOW),
             (libc::SYS_sendmsg, 0, 0, ALLOW, ALLOW),
             (libc::c_long::from(0x4000_0001), 0, 0, KILL, KILL),

@@ -272,8 +272,8 @@ impl Access {
         const WRITE_FILE: u64 = 1 << 1;
         const READ_FILE: u64 = 1 << 2;
         const READ_DIR: u64 = 1 << 3;
-        /// Directories and files removed; directories, files and symbolic links made; files moved to another folder.
-        const CHANGE_DIR: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 12 | 1 << 13;
+        /// Directories and files removed and made; files moved to another folder.
+        const CHANGE_DIR: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13;
         const TRUNCATE: u64 = 1 << 14;
         match (self, folder) {
             (Self::Library, true) => EXECUTE | READ_FILE | READ_DIR,

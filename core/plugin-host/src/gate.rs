@@ -26,7 +26,7 @@ pub enum Fault {
     Slow(Duration),
     /// It panicked, or answered what the contract forbids.
     Broken,
-    /// It let somebody in whose credential cannot have been right: who does not exist.
+    /// It let somebody in who cannot have proven anything: who does not exist, or whom it asserted without consent.
     Bypass,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Slow(time) => write!(f, "a step took {} µs", time.as_micros()),
             Self::Broken => f.write_str("it panicked or broke its contract"),
-            Self::Bypass => f.write_str("it accepted a credential that cannot exist"),
+            Self::Bypass => f.write_str("it let somebody in who cannot have proven anything"),
         }
     }
 }

@@ -44,7 +44,7 @@ impl Trial<'_> {
             None => Vec::new(),
         };
         // A step that may block or ask the system by its own declaration is not held to M5.
-        let free = self.declared.has(mech_flag::OFFLOAD_ALL) || self.declared.has(mech_flag::SELF_ASSERTS);
+        let free = self.asks_outside();
         if !free {
             let clock = matches!(task, Task::Time | Task::Proof | Task::Threads | Task::Fuzz);
             sandbox::enter_stepping(task == Task::Serve, clock).map_err(|error| format!("seccomp: {error}"))?;
@@ -107,6 +107,11 @@ impl Trial<'_> {
             Task::Fuzz => self.fuzz(&mut local, &known),
             Task::Describe | Task::Handshake | Task::Settings | Task::Backend | Task::Serve => {}
         }
+    }
+
+    /// Whether a step may ask the system, by the mechanism's own declaration.
+    fn asks_outside(&self) -> bool {
+        self.declared.has(mech_flag::OFFLOAD_ALL) || self.declared.has(mech_flag::SELF_ASSERTS)
     }
 
     fn say(&self, rule: &str, judged: Judged) {

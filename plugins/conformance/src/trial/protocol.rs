@@ -132,6 +132,11 @@ impl Trial<'_> {
                 story.judge(&self.traits)?;
             }
         }
+        if self.traits.self_asserts {
+            let why = "it asserts identities itself: nothing that can be watched here proves them. What was tried came to \
+                       no other success";
+            return Ok(Some(why.into()));
+        }
         Ok(None)
     }
 
@@ -147,7 +152,12 @@ impl Trial<'_> {
             return Ok(Some("a back end of its own compares what the client sends".into()));
         }
         let kind = Kind::of(&self.traits.name);
-        if self.traits.anonymous || self.traits.self_asserts || kind == Some(Kind::External) {
+        if self.traits.self_asserts {
+            return Ok(Some(
+                "SELF_ASSERTS: what proves the client is known to somebody outside, not to this kit".into(),
+            ));
+        }
+        if self.traits.anonymous || kind == Some(Kind::External) {
             return Ok(Some("the client's messages prove nothing".into()));
         }
         let is_scram = matches!(kind, Some(Kind::Scram(..)));
