@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -57,13 +58,23 @@ struct Queue {
 }
 
 impl Pool {
-    /// Starts the threads.
+    /// Starts the threads, and waits until each has begun: what a thread asks of the system before that, a filter
+    /// that comes meanwhile would refuse it.
     pub fn start() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let shared = Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), bell });
+        let (begun, all) = channel();
         for _ in 0..THREADS {
-            let shared = Arc::clone(&shared);
-            thread::Builder::new().name("offload".into()).spawn(move || shared.work())?;
+            let (shared, begun) = (Arc::clone(&shared), begun.clone());
+            thread::Builder::new().name("offload".into()).spawn(move || {
+                // Whoever waits for it is there.
+                let _ = begun.send(());
+                drop(begun);
+                shared.work();
+            })?;
+        }
+        for _ in 0..THREADS {
+            all.recv().map_err(io::Error::other)?;
         }
         Ok(Self(shared))
     }
