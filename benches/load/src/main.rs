@@ -210,7 +210,7 @@ struct RunArgs {
     #[arg(long, help_heading = "Connection")]
     lmtp: bool,
 
-    /// User to log in as; `{n}` becomes a number below --users.
+    /// User to log in as; an n in braces becomes a number below --users.
     #[arg(long, value_name = "NAME", help_heading = "Login")]
     user: Option<String>,
     /// How many users there are.
@@ -231,7 +231,7 @@ struct RunArgs {
     /// Envelope sender; the user otherwise.
     #[arg(long, value_name = "ADDRESS", help_heading = "Messages")]
     from: Option<String>,
-    /// Envelope recipient; `{n}` becomes the number of the recipient.
+    /// Envelope recipient; an n in braces becomes the number of the recipient.
     #[arg(long, value_name = "ADDRESS", help_heading = "Messages")]
     to: Option<String>,
     /// Recipients of each message.
