@@ -126,6 +126,36 @@ pub fn prepared(local: &str, others: &str) -> Server {
     server
 }
 
+/// CONTRACT C-7: two servers that each think that the other one has the mailbox.
+#[test]
+fn a_message_that_goes_round_between_two_servers_ends() {
+    let options = || Options {
+        listener: "require_tls = false\ncleartext_auth_nets = [\"127.0.0.0/8\"]".into(),
+        ..Options::default()
+    };
+    let (mut one, mut two) = (Server::prepare(options()), Server::prepare(options()));
+    for (server, other) in [(&one, &two), (&two, &one)] {
+        let text = server.config();
+        let (head, rest) = text.split_once("\n[[route]]").expect("routes");
+        let (_, tail) = rest.split_once("\n[log]").expect("the end");
+        let route = format!("[[route]]\nkind = \"smtp\"\nto = [\"{}\"]\ntls = \"off\"\n", other.mx());
+        server.write_config(&format!("{head}\n{route}\n[queue]\nretry = \"1h\"\n\n[log]{tail}"));
+    }
+    one.run();
+    two.run();
+    submit(&one, "bob@demo.test", "", "Subject: round and round\r\n\r\nhello\r\n");
+    let tell = || format!("{}\n---\n{}", one.log(), two.log());
+    let stuck = wait("the end of the loop", &tell, || {
+        [&one, &two].iter().find_map(|server| queue(server, &["list"])["messages"].get(0).cloned())
+    });
+    let reason = stuck["recipients"][0]["reason"].as_str().expect("a reason");
+    // Nobody hears of it: whoever handed it on last had not logged in.
+    assert!(reason.contains("554 5.4.6 Too many hops") && reason.contains("may not be told"), "{reason}");
+    let accepted = |server: &Server| server.log().matches("\"message.accepted\"").count();
+    wait("the log", &tell, || (accepted(&one) + accepted(&two) >= 50).then_some(()));
+    assert_eq!(accepted(&one) + accepted(&two), 50, "one Received line each time");
+}
+
 /// A folder that daemons with users of their own can pass.
 pub fn open_folder() -> TempDir {
     let dir = TempDir::with_prefix("portreeve-hop-").expect("a folder");
