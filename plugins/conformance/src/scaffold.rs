@@ -34,7 +34,7 @@ macro_rules! embedded {
 }
 
 /// The SDK's source. A test compares it with the folder.
-pub const SDK: &[(&str, &str)] = &embedded!["cx.rs", "export.rs", "lib.rs", "settings.rs", "testing.rs"];
+pub const SDK: &[(&str, &str)] = &embedded!["backend.rs", "cx.rs", "export.rs", "lib.rs", "settings.rs", "testing.rs"];
 const ABI: &str = include_str!("../../abi/src/lib.rs");
 
 /// Makes it below `folder`, or below the current folder by its name.

@@ -146,7 +146,9 @@ fn bundled_libraries_pass() {
         // A check that skips everything passes, too.
         let passed = |rule: &str| lines.iter().any(|line| line["rule"] == rule && line["result"] == "pass");
         for rule in conformance::rules::RULES {
-            assert!(passed(rule.id) || (rule.id == "P8" && id == "legacy"), "{id}: nothing passed {}", rule.id);
+            // Neither has back ends; the examples below do.
+            let absent = rule.id.starts_with('B') || (rule.id == "P8" && id == "legacy");
+            assert!(passed(rule.id) || absent, "{id}: nothing passed {}", rule.id);
         }
     }
 }
