@@ -72,7 +72,9 @@ fn check_speaks_json_and_three_exit_codes() {
     let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let rules: Vec<&str> = lines.iter().filter_map(|line| line["rule"].as_str()).collect();
     for rule in conformance::rules::RULES {
-        assert_eq!(rules.iter().filter(|id| **id == rule.id).count(), 1, "{}", rule.id);
+        // This library has no back ends for the rules of back ends.
+        let times = usize::from(!rule.id.starts_with('B'));
+        assert_eq!(rules.iter().filter(|id| **id == rule.id).count(), times, "{}", rule.id);
     }
     assert_eq!(lines.last().unwrap()["failed"], 0);
     // The same file, damaged: the note promises another mechanism.

@@ -141,7 +141,7 @@ fn the_note_is_json_with_the_facts() {
     let json = std::str::from_utf8(&NOTE.json).unwrap().trim_end_matches('\0');
     assert_eq!(
         json,
-        r#"{"abi":"1.0","id":"probe","version":"1.2.3","panic":"unwind","mechanisms":{"X-PROBE":["BACKEND_CALL","FETCH_KEY"],"B":[]}}"#
+        r#"{"abi":"1.0","id":"probe","version":"1.2.3","panic":"unwind","mechanisms":{"X-PROBE":["BACKEND_CALL","FETCH_KEY"],"B":[]},"self_asserts":[],"offloads":[]}"#
     );
     assert_eq!((NOTE.name_octets, NOTE.kind, &NOTE.name), (10, 1, b"Portreeve\0\0\0"));
     assert_eq!(NOTE.json.len() % 4, 0);
