@@ -18,10 +18,10 @@ use crate::wire::{Wire, tls_pinned, tls_with};
 
 const MECHANISMS: [&str; 8] = [
     "SCRAM-SHA-512-PLUS",
-    "SCRAM-SHA-512",
     "SCRAM-SHA-256-PLUS",
-    "SCRAM-SHA-256",
     "SCRAM-SHA-1-PLUS",
+    "SCRAM-SHA-512",
+    "SCRAM-SHA-256",
     "SCRAM-SHA-1",
     "PLAIN",
     "LOGIN",

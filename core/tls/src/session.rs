@@ -385,11 +385,15 @@ fn step_through(
         let mut discard = status.discard;
         let is_last = match status.state? {
             ConnectionState::ReadTraffic(mut traffic) => {
+                let mut before = 0;
                 while let Some(record) = traffic.next_record() {
+                    forget(before);
                     let record = record?;
                     plain.extend_from_slice(record.payload);
                     discard += record.discard;
+                    before = record.payload.len();
                 }
+                forget(before);
                 false
             }
             ConnectionState::EncodeTlsData(mut data) => {
@@ -412,6 +416,18 @@ fn step_through(
         if is_last {
             return Ok(Progress { used, peer_closed });
         }
+    }
+}
+
+/// rustls hands a record out as a copy of its own, of just that length, and frees it as it is. Whoever asks for as
+/// many octets right afterwards is given the same ones by any allocator that we know, so they are wiped that way.
+/// Larger records are pieces of messages: no line has room for them.
+fn forget(octets: usize) {
+    if (1..=FORGOTTEN_OCTETS_MAX).contains(&octets) {
+        let mut same = Vec::with_capacity(octets);
+        // Written, so that it is not left out; not asked for as zeroes, which come from elsewhere.
+        same.resize(octets, 0xff);
+        wipe(&mut same);
     }
 }
 
@@ -458,6 +474,8 @@ fn group_name(group: NamedGroup) -> &'static str {
 const HEADER_OCTETS: usize = 5;
 /// RFC 8446 §5.1.
 pub const RECORD_PLAINTEXT_MAX: usize = 16 << 10;
+/// The longest AUTH line is shorter.
+const FORGOTTEN_OCTETS_MAX: usize = RECORD_PLAINTEXT_MAX - 1;
 /// Header, explicit nonce (TLS 1.2), content type, tag; a key update in front fits the room of one record.
 const RECORD_OVERHEAD_MAX: usize = 64;
 /// A record (16 KiB and 256 octets) with room for a long client chain; rustls would reassemble up to 64 KiB.
