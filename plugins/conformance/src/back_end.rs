@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use link::backend::{BROKEN, Call, Effect, Reply};
 use plugin_host::{Backend, Registry, Terms};
@@ -287,7 +288,10 @@ impl Asking {
         let expected = Arc::new(questions.iter().cloned().zip(answers.iter().cloned()).collect::<Vec<_>>());
         let most = usize::try_from(backend.parallel()).unwrap_or(THREADS).clamp(1, THREADS);
         let asked = self.0.get(..most).unwrap_or_default();
-        for _ in 0..ROUNDS {
+        let until = Instant::now() + MEETING;
+        let mut rounds = 0;
+        while rounds < ROUNDS_MIN || Instant::now() < until {
+            rounds += 1;
             for (at, (turn, _)) in asked.iter().enumerate() {
                 let _ = turn.send((Arc::clone(backend), Arc::clone(&expected), at * expected.len() / most));
             }
@@ -301,8 +305,10 @@ impl Asking {
     }
 }
 
-/// How often everything is asked by all at once.
-const ROUNDS: usize = 8;
+/// How often everything is asked by all at once, at least.
+const ROUNDS_MIN: usize = 2;
+/// For so long it is asked again and again: threads meet by chance, and seldom where others work beside them.
+const MEETING: Duration = Duration::from_millis(500);
 
 fn effect_name(effect: u32) -> &'static str {
     action::EFFECTS.iter().find(|(_, number)| *number == effect).map_or("an unknown effect", |(name, _)| name)
