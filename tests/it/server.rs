@@ -48,39 +48,33 @@ pub struct Options {
 }
 
 /// Where the built program lies; builds it first, so that a test never meets an old one.
-/// `PORTREEVE_PROGRAM` names another one, say an installed one, which is taken as it is.
+/// `PORTREEVE_PROGRAM` names another one, say an installed one, or the one that `tests/run` has just built, which is
+/// taken as it is.
 pub fn program() -> PathBuf {
     if let Some(program) = std::env::var_os("PORTREEVE_PROGRAM") {
         return program.into();
     }
-    static BUILT: OnceLock<bool> = OnceLock::new();
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let packages =
+        ["portreeve", "portreeve-standard", "portreeve-legacy", "portreeve-load", "peers", "portreeve-example-store"];
+    BUILT.get_or_init(|| build(&packages)).join("portreeve")
+}
+
+/// Builds what the tests drive, in our own profile; where it then lies.
+pub fn build(packages: &[&str]) -> PathBuf {
     // …/target/<profile>/deps/it-<hash>
     let own = std::env::current_exe().expect("our own path");
     let profile = own.ancestors().nth(2).expect("target/<profile>").to_owned();
-    let built = *BUILT.get_or_init(|| {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--manifest-path"]).arg(root().join("Cargo.toml"));
-        build.args([
-            "-p",
-            "portreeve",
-            "-p",
-            "portreeve-standard",
-            "-p",
-            "portreeve-legacy",
-            "-p",
-            "portreeve-load",
-            "-p",
-            "peers",
-        ]);
-        build.args(["-p", "portreeve-example-store"]);
-        build.arg("--target-dir").arg(profile.parent().expect("the target folder"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        build.stdin(Stdio::null()).status().is_ok_and(|status| status.success())
-    });
-    assert!(built, "the program could not be built; `cargo build -p portreeve` tells why");
-    profile.join("portreeve")
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--manifest-path"]).arg(root().join("Cargo.toml"));
+    build.args(packages.iter().flat_map(|package| ["-p", package]));
+    build.arg("--target-dir").arg(profile.parent().expect("the target folder"));
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    let built = build.stdin(Stdio::null()).status().is_ok_and(|status| status.success());
+    assert!(built, "{packages:?} could not be built; `cargo build -p {}` tells why", packages[0]);
+    profile
 }
 
 /// The workspace's folder.

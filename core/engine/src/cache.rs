@@ -192,14 +192,27 @@ mod tests {
 
     #[test]
     fn addresses_are_known_until_the_directory_changes() {
+        // A table each: in one of them the second might take the place of the first.
         let mut addresses = Addresses::new(64);
         addresses.keep_mailbox("bob@demo.test".into(), "bob", 3);
-        addresses.keep_granted("alice", "sales@demo.test".into(), 3);
         assert_eq!(addresses.mailbox("bob@demo.test", 3), Some("bob"));
-        assert_eq!(addresses.mailbox("bob@demo.test", 4), None);
-        assert_eq!(addresses.mailbox("sales@demo.test", 3), None, "a right is no mailbox");
-        assert!(addresses.granted("alice", "sales@demo.test", 3));
-        assert!(!addresses.granted("bob", "sales@demo.test", 3));
+        assert_eq!(addresses.mailbox("bob@demo.test", 4), None, "the directory has changed");
         assert!(!addresses.granted("", "bob@demo.test", 3), "a mailbox is no right");
+
+        let mut addresses = Addresses::new(64);
+        addresses.keep_granted("alice", "sales@demo.test".into(), 3);
+        assert!(addresses.granted("alice", "sales@demo.test", 3));
+        assert!(!addresses.granted("alice", "sales@demo.test", 4), "the directory has changed");
+        assert!(!addresses.granted("bob", "sales@demo.test", 3));
+        assert_eq!(addresses.mailbox("sales@demo.test", 3), None, "a right is no mailbox");
+    }
+
+    #[test]
+    fn the_latest_address_of_a_place_is_the_one_known() {
+        let mut addresses = Addresses::new(1);
+        addresses.keep_mailbox("bob@demo.test".into(), "bob", 3);
+        addresses.keep_mailbox("eve@demo.test".into(), "eve", 3);
+        assert_eq!(addresses.mailbox("eve@demo.test", 3), Some("eve"));
+        assert_eq!(addresses.mailbox("bob@demo.test", 3), None);
     }
 }
