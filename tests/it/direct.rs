@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::next_hops::{
     Daemon, is_installed, is_root, mails, open_folder, postfix_with, prepared, present, queue, submit, wait,
 };
-use crate::server::{Server, output};
+use crate::server::{Server, output, own_address};
 
 /// nsd, authoritative for `example`; everything else it refuses. Ends with its handle.
 struct NameServer {
@@ -35,15 +35,17 @@ impl NameServer {
     fn start(dir: &Path, zone: &str) -> Self {
         let dir = dir.join("nsd");
         fs::create_dir(&dir).expect("a folder");
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        let address = udp.local_addr().expect("its address");
-        drop(udp);
+        // An address that nobody connects from, and a port that is free there for both transports.
+        let held = TcpListener::bind((own_address(), 0)).expect("a free port");
+        let address = held.local_addr().expect("its address");
+        drop((UdpSocket::bind(address).expect("the same port"), held));
         let config = format!(
-            "server:\n ip-address: 127.0.0.1@{}\n zonesdir: \"{dir}\"\n database: \"\"\n pidfile: \"{dir}/pid\"\n \
+            "server:\n ip-address: {}@{}\n zonesdir: \"{dir}\"\n database: \"\"\n pidfile: \"{dir}/pid\"\n \
              logfile: \"{dir}/log\"\n username: \"\"\n chroot: \"\"\n xfrdfile: \"{dir}/xfrd\"\n zonelistfile: \"{dir}/list\"\n \
              xfrdir: \"{dir}\"\n server-count: 1\n\
              remote-control:\n control-enable: no\n\
              zone:\n name: \"example\"\n zonefile: \"zone\"\n",
+            address.ip(),
             address.port(),
             dir = dir.display()
         );

@@ -83,7 +83,7 @@ pub fn root() -> &'static Path {
 }
 
 /// A loopback address that no other test uses: 127.x.y.z by our process id and a counter.
-fn own_address() -> Ipv4Addr {
+pub fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let host = (std::process::id() << 6 | (number & 63)) & 0x00ff_ffff;
