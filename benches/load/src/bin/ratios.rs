@@ -39,7 +39,7 @@ struct Args {
     /// Pairs of each ratio.
     #[arg(long, default_value_t = 7)]
     pairs: usize,
-    /// Only these rows: connect, login, tls-login, mail, idle, idle-tls, logins-beside-idle.
+    /// Only these rows: connect, login, tls-login, mail, submit, idle, idle-tls, logins-beside-idle.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Core of the servers.
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
 struct Row {
     name: &'static str,
     work: &'static str,
-    /// `×`, `B`: what the value is counted in.
+    /// `×`, `B`, `µs`: what the value is counted in.
     unit: &'static str,
     bar: f64,
     value: f64,
@@ -108,6 +108,9 @@ struct Compared {
     /// The load logs in.
     login: bool,
 }
+
+/// Sessions with a login and a mail that one core takes in a second.
+const SESSIONS_MIN: f64 = 8_000.0;
 
 const COMPARED: [Compared; 4] = [
     Compared {
@@ -180,6 +183,9 @@ fn run(args: &Args) -> Result<bool, String> {
     for compared in COMPARED.iter().filter(|compared| wanted(compared.name)) {
         take(compared.name, bench.compare(compared));
     }
+    if wanted("submit") {
+        take("submit", bench.submit());
+    }
     for (name, tls) in [("idle", false), ("idle-tls", true)] {
         if wanted(name) {
             take(name, bench.idle(name, tls));
@@ -201,7 +207,10 @@ impl Row {
     }
 
     fn line(&self) -> String {
-        let number = |value: f64| if self.unit == "×" { format!("{value:.2}×") } else { format!("{value:.0} B") };
+        let number = |value: f64| match self.unit {
+            "×" => format!("{value:.2}×"),
+            unit => format!("{value:.0} {unit}"),
+        };
         let side = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1}"));
         format!(
             "| {} | ≤ {} | **{}** ({}…{}) | {} | {} | {} | {} | {} |",
@@ -333,6 +342,41 @@ impl<'a> Bench<'a> {
             portreeve: Some(median(&numbers(&samples, "portreeve_us"))),
             side_unit: "µs",
             note,
+            samples,
+        })
+    }
+
+    /// Processor time of a whole session with a login and a mail: what one core can take.
+    fn submit(&self) -> Result<Row, String> {
+        let server = self.portreeve()?;
+        let login = self.login();
+        let mut with = vec!["--scenario", "submit", "--mechanism", "PLAIN", "--size", "4096", "--to", "bob@bench.test"];
+        with.extend(login.iter().map(String::as_str));
+        let concurrency = self.args.concurrency.to_string();
+        with.extend(["--concurrency", &concurrency]);
+        let once = |count: f64| -> Result<Value, String> {
+            let count = ((count * self.args.scale) as u64).max(10).to_string();
+            let text = output(self.load(self.ground.address(0), &server, &with).args(["--count", &count]))?;
+            serde_json::from_str(&text).map_err(|error| format!("portreeve-load: {error}: {text}"))
+        };
+        once(2_500.0)?;
+        let mut samples = Vec::new();
+        for _ in 0..self.args.pairs {
+            let result = once(10_000.0)?;
+            samples.push(json!({ "cpu_us": result["server"]["cpu_us_each"], "messages": result["messages"] }));
+        }
+        let cpu = numbers(&samples, "cpu_us");
+        Ok(Row {
+            name: "submit",
+            work: "EHLO, AUTH PLAIN, one 4 KiB mail, QUIT, in clear, discard without durability",
+            unit: "µs",
+            bar: 1e6 / SESSIONS_MIN,
+            value: median(&cpu),
+            spread: spread(&cpu),
+            baseline: None,
+            portreeve: Some(median(&cpu)),
+            side_unit: "µs",
+            note: format!("{:.0} sessions/s for a core; the bar is {SESSIONS_MIN:.0}", 1e6 / median(&cpu)),
             samples,
         })
     }
