@@ -332,6 +332,30 @@ fn tls_that_lies() {
     );
 }
 
+/// The name that `--sni` gives is the one that the server is asked for.
+#[test]
+fn the_name_that_is_asked_for_arrives() {
+    for (with, expect) in [(&["--sni", "mail.example.org"][..], "mail.example.org"), (&[], "localhost")] {
+        let names = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&names);
+        let server = Fake::new(move |mut stream, _| {
+            let mut acceptor = rustls::server::Acceptor::default();
+            while acceptor.read_tls(&mut stream).is_ok_and(|octets| octets > 0) {
+                if let Some(accepted) = acceptor.accept().unwrap() {
+                    let name = accepted.client_hello().server_name().map(str::to_owned);
+                    heard.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                    return;
+                }
+            }
+        });
+        let with = [&["--scenario", "connect", "--count", "3", "--tls"], with].concat();
+        let report = report(server.address, &with);
+        assert_eq!(report.failed, 3, "it closes without an answer");
+        let names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(*names, vec![Some(expect.to_owned()); 3]);
+    }
+}
+
 /// On a terminal: rates, percentiles, errors, sessions held, progress and time left, drawn in place; and nothing of
 /// that is left in the way of the result.
 #[test]
