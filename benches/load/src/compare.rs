@@ -90,7 +90,7 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::result::{Latency, ScenarioReport};
-    use crate::worker::histogram;
+    use crate::tick::histogram;
 
     #[test]
     fn ratios() {

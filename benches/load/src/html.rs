@@ -417,7 +417,7 @@ mod tests {
     fn what_a_server_says_is_no_markup() {
         let mut report = Report::default();
         let text = "<script>alert(1)</script>\"&".to_owned();
-        report.errors.push(crate::worker::Troubles { text, count: 3, ..Default::default() });
+        report.errors.push(crate::tick::Troubles { text, count: 3, ..Default::default() });
         let page = page(&report);
         assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&amp;"));
         // Nothing is fetched from anywhere.

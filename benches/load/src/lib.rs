@@ -15,6 +15,7 @@
 
 pub mod bars;
 pub mod compare;
+mod content;
 pub mod dialogue;
 pub mod doubts;
 pub mod figures;
@@ -22,10 +23,13 @@ pub mod ground;
 pub mod html;
 pub mod live;
 pub mod machine;
+pub mod namespace;
 pub mod plan;
 pub mod process;
 pub mod result;
 pub mod run;
+pub mod script;
 pub mod sizes;
+pub mod tick;
 pub mod transport;
 pub mod worker;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::plan::Plan;
-use crate::worker::{Counts, Pairs, Tick, Troubles, histogram};
+use crate::tick::{Counts, Pairs, Tick, Troubles, histogram};
 
 /// A result; the version of its form comes first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

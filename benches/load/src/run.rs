@@ -13,7 +13,7 @@ use crate::machine::{self, Machine};
 use crate::plan::{Kind, Plan};
 use crate::process::{self, Usage};
 use crate::result::{Moment, Report, Server, Sum, VERSION};
-use crate::worker::Tick;
+use crate::tick::Tick;
 
 /// What is around a run.
 pub struct Options {

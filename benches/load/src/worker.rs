@@ -8,116 +8,21 @@
 //! In an open loop every session has an intended start, which does not wait for the server: latency counts
 //! from there, so a server that stalls cannot make its own measurement pause (no coordinated omission).
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use serde::{Deserialize, Serialize};
 
-use crate::dialogue::{Dialogue, Measure, Notes, Spec, Then, Trouble};
+use crate::dialogue::{Dialogue, Notes, Spec, Then, Trouble};
 use crate::plan::{Arrivals, Kind, Plan, Tls};
-use crate::process;
 use crate::sizes::Random;
+use crate::tick::{Interval, Tick};
 use crate::transport::{TlsConfig, Transport};
-
-/// What happened in one interval.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Tick {
-    /// Microseconds since the process began.
-    pub at_us: u64,
-    /// Since "go"; 0 before.
-    pub running_us: u64,
-    /// The interval's sessions began in the warm-up.
-    pub warm: bool,
-    /// All idle sessions are there (or failed).
-    pub gathered: bool,
-    /// Nothing more will begin, and everything that began has ended.
-    pub done: bool,
-    /// Idle sessions that are held now.
-    pub held: u64,
-    /// Sessions in progress now.
-    pub active: u64,
-    /// Own processor time of the interval, microseconds.
-    pub cpu_us: u64,
-    /// What the interval took, microseconds.
-    pub wall_us: u64,
-    /// How long we could have run and another had the processor, microseconds.
-    pub delayed_us: u64,
-    /// How late sessions were begun, microseconds.
-    pub late: Pairs,
-    /// One of each scenario.
-    pub scenarios: Vec<Counts>,
-    /// By stage and code.
-    pub troubles: Vec<Troubles>,
-    /// TLS version, suite and key exchange, with their number.
-    pub tls: BTreeMap<String, u64>,
-    /// The first greeting, without its code.
-    pub greeting: String,
-}
-
-/// Values and how often they came: a histogram on its way.
-pub type Pairs = Vec<(u64, u64)>;
-
-/// What sessions of one scenario did.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counts {
-    /// Begun.
-    pub begun: u64,
-    /// Ended as they should.
-    pub done: u64,
-    /// Ended otherwise.
-    pub failed: u64,
-    /// Messages that the server took.
-    pub messages: u64,
-    /// Their octets.
-    pub message_octets: u64,
-    /// Handshakes that were resumed.
-    pub resumed: u64,
-    /// Writes to sockets, by sessions that ended as they should.
-    pub writes: u64,
-    /// Octets of those.
-    pub octets_sent: u64,
-    /// Whole sessions, from their intended start.
-    pub session: Pairs,
-    /// See [`Measure`].
-    pub greeting: Pairs,
-    /// See [`Measure`].
-    pub login: Pairs,
-    /// See [`Measure`].
-    pub message: Pairs,
-    /// See [`Measure`].
-    pub noop: Pairs,
-}
-
-/// A kind of trouble and how often it came.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Troubles {
-    /// Which scenario.
-    pub scenario: String,
-    /// How far it had come.
-    pub stage: String,
-    /// A reply code, or what happened instead.
-    pub code: String,
-    /// The words of the first of them.
-    pub text: String,
-    /// How often.
-    pub count: u64,
-}
-
-/// Microseconds that fit a histogram: an hour.
-const MICROS_MAX: u64 = 3_600_000_000;
-/// An empty histogram of the precision that is used everywhere.
-pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("bounds that fit")
-}
 
 const TICK: Duration = Duration::from_millis(250);
 /// Sockets that are opened in one turn: the loop must go on hearing.
@@ -128,9 +33,6 @@ const GATHER_MAX: u64 = 512;
 const PACE: Duration = Duration::from_millis(100);
 /// What a stopped run gives to sessions in progress.
 const GRACE: Duration = Duration::from_millis(500);
-/// Kinds of trouble that are told apart.
-const TROUBLES_MAX: usize = 200;
-
 /// Characters of a greeting that are kept.
 const GREETING_MAX: usize = 200;
 
@@ -204,18 +106,6 @@ struct Worker {
     interval: Interval,
 }
 
-/// Counts since the last tick.
-struct Interval {
-    since: Instant,
-    counts: Vec<Counts>,
-    histograms: Vec<[Option<Histogram<u64>>; 5]>,
-    late: Histogram<u64>,
-    troubles: BTreeMap<(u16, String, String), (String, u64)>,
-    tls: BTreeMap<String, u64>,
-    cpu: Duration,
-    delayed: Duration,
-}
-
 impl Worker {
     fn new(plan: Plan) -> Result<Self, String> {
         let told = |error: io::Error| error.to_string();
@@ -235,17 +125,7 @@ impl Worker {
             tls.push(TlsConfig::new(scenario).map_err(|error| named(&scenario.name, error))?);
         }
         let start = Instant::now();
-        let own = process::own();
-        let interval = Interval {
-            since: start,
-            counts: vec![Counts::default(); plan.scenarios.len()],
-            histograms: plan.scenarios.iter().map(|_| Default::default()).collect(),
-            late: histogram(),
-            troubles: BTreeMap::new(),
-            tls: BTreeMap::new(),
-            cpu: own.0,
-            delayed: own.1,
-        };
+        let interval = Interval::new(plan.scenarios.len(), start);
         Ok(Self {
             poll,
             timer,
@@ -540,7 +420,7 @@ impl Worker {
             counts.messages += notes.messages;
             counts.message_octets += notes.message_octets;
             for (measure, micros) in notes.times {
-                self.interval.record(scenario, 1 + measure as usize, micros);
+                self.interval.part(scenario, measure, micros);
             }
         }
         session.spoiled |= !notes.troubles.is_empty();
@@ -660,7 +540,7 @@ impl Worker {
                         self.held.push(slot);
                         self.interval.counts[usize::from(session.scenario)].done += 1;
                         let micros = now.saturating_duration_since(session.intended).as_micros() as u64;
-                        self.interval.record(usize::from(session.scenario), 0, micros);
+                        self.interval.session(usize::from(session.scenario), micros);
                     }
                     Some(seconds) => {
                         let at = std::cmp::Reverse(now + Duration::from_secs_f64(seconds));
@@ -716,7 +596,7 @@ impl Worker {
                     counts.writes += session.transport.writes;
                     counts.octets_sent += session.transport.octets_sent;
                     let micros = now.saturating_duration_since(session.intended).as_micros() as u64;
-                    self.interval.record(scenario, 0, micros);
+                    self.interval.session(scenario, micros);
                 }
                 _ => counts.failed += 1,
             }
@@ -799,70 +679,30 @@ impl Worker {
     // ---------------------------------------------------------------------------------- counts
 
     fn count_trouble(&mut self, scenario: usize, trouble: &Trouble, warm: bool) {
-        if warm {
-            return;
+        if !warm {
+            self.interval.trouble(scenario, trouble);
         }
-        let mut key = (scenario as u16, trouble.stage.clone(), trouble.code.clone());
-        if self.interval.troubles.len() >= TROUBLES_MAX && !self.interval.troubles.contains_key(&key) {
-            key = (scenario as u16, "other".to_owned(), "other".to_owned());
-        }
-        let entry = self.interval.troubles.entry(key).or_insert_with(|| (trouble.text.clone(), 0));
-        entry.1 += 1;
     }
 
     fn tell(&mut self, now: Instant, done: bool) -> io::Result<()> {
-        let own = process::own();
-        let is_gathered = self.is_gathered();
-        let interval = &mut self.interval;
-        let mut scenarios = std::mem::replace(&mut interval.counts, vec![Counts::default(); self.plan.scenarios.len()]);
-        for (counts, histograms) in scenarios.iter_mut().zip(&mut interval.histograms) {
-            let [session, greeting, login, message, noop] =
-                histograms.each_mut().map(|h| h.take().map_or_else(Pairs::new, pairs));
-            (counts.session, counts.greeting, counts.login) = (session, greeting, login);
-            (counts.message, counts.noop) = (message, noop);
-        }
-        let troubles = std::mem::take(&mut interval.troubles);
-        let late = std::mem::replace(&mut interval.late, histogram());
+        let names = self.plan.scenarios.iter().map(|scenario| scenario.name.as_str());
         let tick = Tick {
             at_us: (now - self.start).as_micros() as u64,
             running_us: self.go.map_or(0, |go| (now - go).as_micros() as u64),
             warm: self.go.is_some_and(|go| now < go + Duration::from_secs_f64(self.plan.warm_up)),
-            gathered: is_gathered,
+            gathered: self.is_gathered(),
             done,
             held: self.held.len() as u64,
             active: self.active as u64,
-            cpu_us: (own.0 - interval.cpu).as_micros() as u64,
-            wall_us: (now - interval.since).as_micros() as u64,
-            delayed_us: own.1.saturating_sub(interval.delayed).as_micros() as u64,
-            late: pairs(late),
-            scenarios,
-            troubles: troubles
-                .into_iter()
-                .map(|((scenario, stage, code), (text, count))| Troubles {
-                    scenario: self.plan.scenarios[usize::from(scenario)].name.clone(),
-                    stage,
-                    code,
-                    text,
-                    count,
-                })
-                .collect(),
-            tls: std::mem::take(&mut interval.tls),
             // Empty from the second time on.
             greeting: self.greeting.as_mut().map(std::mem::take).unwrap_or_default(),
+            ..self.interval.take(names.collect(), now)
         };
-        (interval.since, interval.cpu, interval.delayed) = (now, own.0, own.1);
         let mut line = serde_json::to_vec(&tick).map_err(io::Error::other)?;
         line.push(b'\n');
         let mut stdout = io::stdout().lock();
         stdout.write_all(&line)?;
         stdout.flush()
-    }
-}
-
-impl Interval {
-    fn record(&mut self, scenario: usize, which: usize, micros: u64) {
-        let place = &mut self.histograms[scenario][which];
-        place.get_or_insert_with(histogram).saturating_record(micros.max(1));
     }
 }
 
@@ -873,14 +713,7 @@ fn greeting(received: &[u8]) -> Option<String> {
     Some(words.chars().filter(|c| !c.is_control()).take(GREETING_MAX).collect())
 }
 
-fn pairs(histogram: Histogram<u64>) -> Pairs {
-    histogram.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value())).collect()
-}
-
 /// A short name of an error.
 fn kind(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::Other { error.to_string() } else { error.kind().to_string() }
 }
-
-// Which histogram a measure has follows from its place.
-const _: () = assert!(Measure::Greeting as usize == 0 && Measure::Noop as usize == 3);

@@ -6,13 +6,13 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
 use portreeve_load::ground::{Ground, Running, Settings, end_on_signal, output};
 use portreeve_load::machine::{self, Machine};
+use portreeve_load::namespace;
 use portreeve_load::result::Report;
 use serde_json::json;
 
@@ -62,7 +62,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let outcome = if args.inside { run(&args) } else { enter() };
+    let outcome = if args.inside { run(&args) } else { Err(namespace::enter()) };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -73,21 +73,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Becomes itself in a network namespace of its own.
-fn enter() -> Result<bool, String> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let error = Command::new("unshare").arg("--net").arg(own).args(std::env::args().skip(1)).arg("--inside").exec();
-    Err(format!("unshare: {error}; this needs root and util-linux"))
-}
-
 fn run(args: &Args) -> Result<bool, String> {
     end_on_signal()?;
-    output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
-    // More ports for each source address, and room for those who wait to be accepted.
-    for (name, value) in [("ipv4/ip_local_port_range", "1024 65000"), ("core/somaxconn", "65535")] {
-        let path = format!("/proc/sys/net/{name}");
-        std::fs::write(&path, value).map_err(|error| format!("{path}: {error}"))?;
-    }
+    namespace::set_up()?;
     let most = args.plain.iter().chain(&args.tls).copied().max().unwrap_or_default();
     let mut runs = Vec::new();
     for (tls, &idle) in args.plain.iter().map(|idle| (false, idle)).chain(args.tls.iter().map(|idle| (true, idle))) {

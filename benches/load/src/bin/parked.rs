@@ -7,7 +7,6 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use portreeve_load::ground::{Ground, Settings, USER, end_on_signal, output};
 use portreeve_load::machine::{self, Machine};
-use portreeve_load::process;
+use portreeve_load::{namespace, process};
 use serde_json::json;
 use smtp::client::{Channel, Client, Credentials, Login, Mechanism, Next, StartTls};
 
@@ -68,7 +67,7 @@ fn main() -> ExitCode {
     let outcome = match &args.hold {
         Some(words) => hold(words, args.password_file.as_ref()).map(|()| true),
         None if args.inside => run(&args),
-        None => enter(),
+        None => Err(namespace::enter()),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -80,20 +79,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Becomes itself in a network namespace of its own.
-fn enter() -> Result<bool, String> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let error = Command::new("unshare").arg("--net").arg(own).args(std::env::args().skip(1)).arg("--inside").exec();
-    Err(format!("unshare: {error}; this needs root and util-linux"))
-}
-
 fn run(args: &Args) -> Result<bool, String> {
     end_on_signal()?;
-    output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
-    for (name, value) in [("ipv4/ip_local_port_range", "1024 65000"), ("core/somaxconn", "65535")] {
-        let path = format!("/proc/sys/net/{name}");
-        std::fs::write(&path, value).map_err(|error| format!("{path}: {error}"))?;
-    }
+    namespace::set_up()?;
     let ground = Ground::new(&Settings {
         bin: args.bin.clone(),
         workers: args.workers,
