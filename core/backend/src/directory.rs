@@ -186,7 +186,8 @@ impl Directory {
         let Some(tokens) = &self.tokens else {
             return sasl_answer(Status::Unsupported, false, None, &[], None, to);
         };
-        let refusal = match tokens.verify(token) {
+        let (answer, issuer) = tokens.verify(token);
+        let refusal = match answer {
             token::Answer::Trouble => return sasl_answer(Status::Temporary, false, None, &[], None, to),
             token::Answer::Bad(refusal) => refusal,
             token::Answer::Good(name) => {
@@ -199,7 +200,7 @@ impl Directory {
                 Refusal::Invalid("for nobody here")
             }
         };
-        let error = tokens.error(mechanism, refusal);
+        let error = tokens.error(mechanism, refusal, issuer);
         sasl_answer(Status::Denied, false, None, error.as_bytes(), None, to);
     }
 

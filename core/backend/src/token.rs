@@ -191,40 +191,48 @@ impl Tokens {
         self.issuers.is_empty()
     }
 
-    /// Whose the token is. May wait for a network.
-    pub fn verify(&self, token: &[u8]) -> Answer {
+    /// Whose the token is, and whose issuer says so; without one, nobody knows the token. May wait for a network.
+    pub fn verify(&self, token: &[u8]) -> (Answer, Option<&Issuer>) {
         let key: [u8; 32] = Sha256::digest(token).into();
         let now = unix_seconds();
-        if let Some(user) = self.cache.find(&key, now) {
-            return Answer::Good(user);
+        let named = |at: usize| self.issuers.get(at).map(|source| &*source.issuer);
+        if let Some((user, at)) = self.cache.find(&key, now) {
+            return (Answer::Good(user), named(at));
         }
-        let mut answer = Answer::Bad(Refusal::Invalid("no issuer knows it"));
+        let mut refused = None;
         let mut trouble = false;
-        for source in &self.issuers {
+        for (at, source) in self.issuers.iter().enumerate() {
             match source.verify(token, now) {
                 Verdict::Good(proof) => {
                     let until = now + CACHE_MAX.as_secs();
-                    self.cache.keep(key, &proof.user, proof.ends.map_or(until, |ends| ends.min(until)), now);
-                    return Answer::Good(proof.user);
+                    self.cache.keep(key, (&proof.user, at), proof.ends.map_or(until, |ends| ends.min(until)), now);
+                    return (Answer::Good(proof.user), named(at));
                 }
                 Verdict::Bad(refusal) => {
                     self.tell(&source.issuer.name, refusal);
-                    answer = Answer::Bad(refusal);
+                    // A server that is asked says no to tokens of others, too: who knows the token goes before it.
+                    let knows = refusal == Refusal::Scope || !matches!(source.check, Check::Introspection(_));
+                    if knows || refused.is_none() {
+                        refused = Some((refusal, at));
+                    }
                 }
                 Verdict::Trouble => trouble = true,
                 Verdict::Foreign => {}
             }
         }
         // While one of them cannot say, nobody must throw the token away.
-        if trouble { Answer::Trouble } else { answer }
+        match refused {
+            _ if trouble => (Answer::Trouble, None),
+            None => (Answer::Bad(Refusal::Invalid("no issuer knows it")), None),
+            Some((refusal, at)) => (Answer::Bad(refusal), named(at)),
+        }
     }
 
     /// What a client is told of a refusal, in the form of its mechanism (RFC 7628 §3.2.2; the vendors' documents
-    /// for XOAUTH2). `None`: what was not good was whom it wanted to act as.
-    pub fn error(&self, mechanism: &str, refusal: Refusal) -> String {
-        // Several issuers may want several things; the client can use one only.
-        let first = self.issuers.first().map(|source| &source.issuer);
-        let scope = first.and_then(|issuer| issuer.scope.as_deref());
+    /// for XOAUTH2): what a token of this issuer must be good for. Of a token that nobody knows it is the first
+    /// issuer's: a list of all is not recommended there.
+    pub fn error(&self, mechanism: &str, refusal: Refusal, issuer: Option<&Issuer>) -> String {
+        let issuer = issuer.or_else(|| self.issuers.first().map(|source| &*source.issuer));
         let mut error = Map::new();
         if mechanism == "XOAUTH2" {
             let status = if refusal == Refusal::Scope { "403" } else { "401" };
@@ -234,10 +242,10 @@ impl Tokens {
             let status = if refusal == Refusal::Scope { "insufficient_scope" } else { "invalid_token" };
             error.insert("status".into(), json!(status));
         }
-        if let Some(scope) = scope {
+        if let Some(scope) = issuer.and_then(|issuer| issuer.scope.as_deref()) {
             error.insert("scope".into(), json!(scope));
         }
-        if let Some(url) = first.and_then(|issuer| issuer.openid_configuration.as_deref())
+        if let Some(url) = issuer.and_then(|issuer| issuer.openid_configuration.as_deref())
             && mechanism != "XOAUTH2"
         {
             error.insert("openid-configuration".into(), json!(url));

@@ -122,6 +122,12 @@ impl House {
     }
 }
 
+impl Tokens {
+    fn judged(&self, token: &[u8]) -> Answer {
+        self.verify(token).0
+    }
+}
+
 fn good() -> Answer {
     Answer::Good("alice@demo.test".into())
 }
@@ -147,16 +153,16 @@ fn every_signature_that_is_known() {
     .collect();
     let tokens = house.jwt(&signers.iter().collect::<Vec<_>>());
     for signer in &signers {
-        assert_eq!(tokens.verify(signer.token(&claims(json!({}))).as_bytes()), good(), "{:?}", signer.algorithm);
+        assert_eq!(tokens.judged(signer.token(&claims(json!({}))).as_bytes()), good(), "{:?}", signer.algorithm);
         // Each octet of the signature counts, and so does each claim.
         let token = signer.token(&claims(json!({ "jti": "1" })));
         let (signed, signature) = token.rsplit_once('.').unwrap();
         let other = if signature.starts_with('A') { "B" } else { "A" };
         let changed = format!("{signed}.{other}{}", &signature[1..]);
-        assert!(is_bad(&tokens.verify(changed.as_bytes())), "{:?}", signer.algorithm);
+        assert!(is_bad(&tokens.judged(changed.as_bytes())), "{:?}", signer.algorithm);
         let cut = format!("{signed}.{}", &signature[..signature.len() - 4]);
-        assert!(is_bad(&tokens.verify(cut.as_bytes())), "{:?}", signer.algorithm);
-        assert!(is_bad(&tokens.verify(format!("{signed}.").as_bytes())), "{:?}", signer.algorithm);
+        assert!(is_bad(&tokens.judged(cut.as_bytes())), "{:?}", signer.algorithm);
+        assert!(is_bad(&tokens.judged(format!("{signed}.").as_bytes())), "{:?}", signer.algorithm);
     }
 }
 
@@ -205,9 +211,9 @@ fn forged_tokens() {
         format!("{}.{}.x", part(&json!({ "alg": "ES256", "kid": "k" })), "W".repeat(15_000)),
     ];
     for token in &forged {
-        assert!(is_bad(&tokens.verify(token.as_bytes())), "{token}");
+        assert!(is_bad(&tokens.judged(token.as_bytes())), "{token}");
     }
-    assert_eq!(tokens.verify(ours.token(&claims).as_bytes()), good(), "and the door still opens");
+    assert_eq!(tokens.judged(ours.token(&claims).as_bytes()), good(), "and the door still opens");
     let told = house.told.lock().join("\n");
     assert!(told.contains("tokens.refused"), "{told}");
     assert!(!forged.iter().any(|token| token.len() > 9 && told.contains(&token[..10])), "{told}");
@@ -251,7 +257,7 @@ fn what_a_token_must_say() {
         (json!({ "email_verified": true }), Some(good())),
         (json!({ "email": "bob@demo.test" }), Some(Answer::Good("bob@demo.test".into()))),
     ] {
-        let answer = tokens.verify(signer.token(&claims(changes.clone())).as_bytes());
+        let answer = tokens.judged(signer.token(&claims(changes.clone())).as_bytes());
         match wanted {
             Some(wanted) => assert_eq!(answer, wanted, "{changes}"),
             None => assert!(is_bad(&answer), "{changes}: {answer:?}"),
@@ -281,11 +287,11 @@ fn errors_in_the_form_of_their_mechanism() {
         ("XOAUTH2", Refusal::Invalid("x"), json!({ "status": "401", "schemes": "bearer", "scope": "mail" })),
         ("XOAUTH2", Refusal::Scope, json!({ "status": "403", "schemes": "bearer", "scope": "mail" })),
     ] {
-        assert_eq!(serde_json::from_str::<Value>(&tokens.error(mechanism, refusal)).unwrap(), wanted);
+        assert_eq!(serde_json::from_str::<Value>(&tokens.error(mechanism, refusal, None)).unwrap(), wanted);
     }
     // Text of the operator cannot change the structure.
     let odd = Issuer { scope: Some("a\"},{\"b".into()), ..issuer(Kind::List("/".into())) };
-    let error: Value = serde_json::from_str(&house.tokens(vec![odd]).error("XOAUTH2", Refusal::Scope)).unwrap();
+    let error: Value = serde_json::from_str(&house.tokens(vec![odd]).error("XOAUTH2", Refusal::Scope, None)).unwrap();
     assert_eq!(error["scope"], "a\"},{\"b");
 }
 
@@ -298,18 +304,18 @@ fn a_file_of_tokens() {
     std::fs::write(&path, line("")).unwrap();
     let list = Issuer { issuer: None, audience: Vec::new(), ..issuer(Kind::List(path.clone())) };
     let tokens = house.tokens(vec![list.clone()]);
-    assert_eq!(tokens.verify(b"sesame"), good());
-    assert!(is_bad(&tokens.verify(b"#")) && is_bad(&tokens.verify(b"bad")) && is_bad(&tokens.verify(b"sesam")));
+    assert_eq!(tokens.judged(b"sesame"), good());
+    assert!(is_bad(&tokens.judged(b"#")) && is_bad(&tokens.judged(b"bad")) && is_bad(&tokens.judged(b"sesam")));
     // A file that has changed is read again; what was verified a moment ago is still believed.
     std::fs::write(&path, format!("mellon alice@demo.test scope=mail exp={}\n", now + 100)).unwrap();
-    assert_eq!((tokens.verify(b"mellon"), tokens.verify(b"sesame")), (good(), good()));
-    assert!(is_bad(&house.tokens(vec![list.clone()]).verify(b"sesame")));
+    assert_eq!((tokens.judged(b"mellon"), tokens.judged(b"sesame")), (good(), good()));
+    assert!(is_bad(&house.tokens(vec![list.clone()]).judged(b"sesame")));
     std::fs::write(&path, format!("mellon alice@demo.test scope=mail exp={}\n", now - 100)).unwrap();
-    assert!(is_bad(&house.tokens(vec![list.clone()]).verify(b"mellon")));
+    assert!(is_bad(&house.tokens(vec![list.clone()]).judged(b"mellon")));
     std::fs::write(&path, "mellon alice@demo.test\n").unwrap();
-    assert_eq!(house.tokens(vec![list.clone()]).verify(b"mellon"), Answer::Bad(Refusal::Scope));
+    assert_eq!(house.tokens(vec![list.clone()]).judged(b"mellon"), Answer::Bad(Refusal::Scope));
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(house.tokens(vec![list]).verify(b"mellon"), Answer::Trouble);
+    assert_eq!(house.tokens(vec![list]).judged(b"mellon"), Answer::Trouble);
 }
 
 #[test]
@@ -322,13 +328,50 @@ fn several_issuers_and_the_one_that_knows() {
     let keys = house.keys(&[&signer.jwk]);
     let jwt = issuer(Kind::Jwt { keys, algorithms: vec!["EdDSA".into()] });
     let tokens = house.tokens(vec![jwt, list]);
-    assert_eq!(tokens.verify(signer.token(&claims(json!({}))).as_bytes()), good());
-    assert_eq!(tokens.verify(b"sesame"), Answer::Good("bob@demo.test".into()));
-    assert!(is_bad(&tokens.verify(b"other")));
+    assert_eq!(tokens.judged(signer.token(&claims(json!({}))).as_bytes()), good());
+    assert_eq!(tokens.judged(b"sesame"), Answer::Good("bob@demo.test".into()));
+    assert!(is_bad(&tokens.judged(b"other")));
     // One that cannot be asked might have known it.
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(tokens.verify(b"another"), Answer::Trouble);
-    assert_eq!(tokens.verify(signer.token(&claims(json!({ "jti": "2" }))).as_bytes()), good());
+    assert_eq!(tokens.judged(b"another"), Answer::Trouble);
+    assert_eq!(tokens.judged(signer.token(&claims(json!({ "jti": "2" }))).as_bytes()), good());
+}
+
+#[test]
+fn a_client_is_told_what_the_issuer_of_its_token_wants() {
+    let house = House::new();
+    let path = house.dir.path().join("tokens");
+    std::fs::write(&path, "sesame bob@demo.test\nmellon bob@demo.test scope=post\n").unwrap();
+    let list = Issuer {
+        issuer: None,
+        audience: Vec::new(),
+        scope: Some("post".into()),
+        openid_configuration: None,
+        ..issuer(Kind::List(path))
+    };
+    let signer = Signer::new(Algorithm::EdDSA, "k");
+    let keys = house.keys(&[&signer.jwk]);
+    let jwt = issuer(Kind::Jwt { keys, algorithms: vec!["EdDSA".into()] });
+    for (first, second) in [(&jwt, &list), (&list, &jwt)] {
+        let tokens = house.tokens(vec![first.clone(), second.clone()]);
+        let told = |token: &[u8]| {
+            let (answer, issuer) = tokens.verify(token);
+            let refusal = match answer {
+                Answer::Bad(refusal) => refusal,
+                _ => Refusal::Invalid("for nobody here"),
+            };
+            let error: Value = serde_json::from_str(&tokens.error("OAUTHBEARER", refusal, issuer)).unwrap();
+            (error["status"].as_str().unwrap().to_owned(), error["scope"].as_str().unwrap().to_owned())
+        };
+        let of = |status: &str, scope: &str| (status.to_owned(), scope.to_owned());
+        assert_eq!(told(signer.token(&claims(json!({ "scope": "openid" }))).as_bytes()), of("insufficient_scope", "mail"));
+        assert_eq!(told(signer.token(&claims(json!({ "exp": 1 }))).as_bytes()), of("invalid_token", "mail"));
+        assert_eq!(told(b"sesame"), of("insufficient_scope", "post"));
+        // Good, but for nobody here; the second time from the cache.
+        for _ in 0..2 {
+            assert_eq!(told(b"mellon"), of("invalid_token", "post"));
+        }
+    }
 }
 
 // ---------------------------------------------------------------- over the network
@@ -465,7 +508,7 @@ fn introspection_by_the_letter() {
         ..issuer(Kind::Introspection { url: web.url(), client: client.clone() })
     };
     let tokens = house.tokens(vec![server("username")]);
-    assert!(is_bad(&tokens.verify(b"a+b/c=")));
+    assert!(is_bad(&tokens.judged(b"a+b/c=")));
     let request = web.requests.lock().pop().unwrap();
     assert!(request.starts_with("POST /page HTTP/1.1\r\n"), "{request}");
     assert!(request.ends_with("\r\n\r\ntoken=a%2Bb%2Fc%3D&token_type_hint=access_token"), "{request}");
@@ -492,7 +535,7 @@ fn introspection_by_the_letter() {
     .enumerate()
     {
         web.set(says(changes.clone()));
-        let answer = tokens.verify(format!("token{n}").as_bytes());
+        let answer = tokens.judged(format!("token{n}").as_bytes());
         match wanted {
             Some(wanted) => assert_eq!(answer, wanted, "{changes}"),
             None => assert!(is_bad(&answer), "{changes}: {answer:?}"),
@@ -500,9 +543,9 @@ fn introspection_by_the_letter() {
     }
     // Good ones are remembered, others are asked about again.
     let asked = web.asked();
-    assert_eq!(tokens.verify(b"token0"), good());
+    assert_eq!(tokens.judged(b"token0"), good());
     assert_eq!(web.asked(), asked);
-    assert!(is_bad(&tokens.verify(b"token6")) && web.asked() == asked + 1);
+    assert!(is_bad(&tokens.judged(b"token6")) && web.asked() == asked + 1);
 }
 
 #[test]
@@ -518,7 +561,7 @@ fn a_server_in_trouble_costs_no_login_its_token() {
         let tokens = house.tokens(vec![server]);
         // It is left alone after some failures, and asked again later: nobody is told that a token is bad.
         for n in 0..8 {
-            assert_eq!(tokens.verify(format!("token{n}").as_bytes()), Answer::Trouble);
+            assert_eq!(tokens.judged(format!("token{n}").as_bytes()), Answer::Trouble);
         }
         assert!(web.asked() <= 5, "{}", web.asked());
         let told = house.told.lock().clone();
@@ -529,7 +572,7 @@ fn a_server_in_trouble_costs_no_login_its_token() {
     let house = House::new();
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let server = issuer(Kind::Introspection { url: format!("http://{gone}/"), client: None });
-    assert_eq!(house.tokens(vec![server]).verify(b"token"), Answer::Trouble);
+    assert_eq!(house.tokens(vec![server]).judged(b"token"), Answer::Trouble);
 }
 
 #[test]
@@ -547,7 +590,7 @@ fn a_server_that_comes_and_goes() {
             Mood::Raw(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_vec())
         });
         let wanted = if n % 2 == 0 { good() } else { Answer::Trouble };
-        assert_eq!(tokens.verify(format!("token{n}").as_bytes()), wanted, "{n}");
+        assert_eq!(tokens.judged(format!("token{n}").as_bytes()), wanted, "{n}");
     }
 }
 
@@ -639,7 +682,7 @@ fn without_keys_nothing_is_said_about_a_token() {
         let signer = Signer::new(Algorithm::ES256, "1");
         let keys = KeySource::Url(web.url());
         let tokens = house.tokens(vec![issuer(Kind::Jwt { keys, algorithms: vec!["ES256".into()] })]);
-        assert_eq!(tokens.verify(signer.token(&claims(json!({}))).as_bytes()), Answer::Trouble);
+        assert_eq!(tokens.judged(signer.token(&claims(json!({}))).as_bytes()), Answer::Trouble);
     }
 }
 
