@@ -14,6 +14,7 @@ use sasl::{KeyKind, MechanismName, Status};
 use zeroize::Zeroizing;
 
 use crate::decoy::Decoys;
+use crate::derived::{self, Derived};
 use crate::prep;
 use crate::scheme::{Hash, ScramKeys, StoredSecret};
 use crate::token::{self, Refusal, Tokens};
@@ -47,6 +48,7 @@ impl Epoch for AtomicU64 {
 pub struct Directory {
     users: RwLock<Arc<Users>>,
     decoys: RwLock<Arc<Decoys>>,
+    derived: RwLock<Arc<Derived>>,
     decoy_secret: Option<StoredSecret>,
     epoch: Arc<dyn Epoch>,
     tokens: Option<Tokens>,
@@ -56,8 +58,9 @@ impl Directory {
     /// `decoy_secret` is what the password of an unknown user is checked against. Without one it is what some
     /// real user has; when there is nobody, a SCRAM-SHA-256 key like those of new users.
     pub fn new(users: Users, decoys: Decoys, decoy_secret: Option<StoredSecret>, epoch: Arc<dyn Epoch>) -> Self {
-        let decoys = RwLock::new(Arc::new(decoys.mirror(&users)));
-        Self { users: RwLock::new(Arc::new(users)), decoys, decoy_secret, epoch, tokens: None }
+        let (decoys, users) = (Arc::new(decoys.mirror(&users)), Arc::new(users));
+        let derived = RwLock::new(Derived::new(users.clone(), decoys.clone(), None));
+        Self { users: RwLock::new(users), decoys: RwLock::new(decoys), derived, decoy_secret, epoch, tokens: None }
     }
 
     /// With somebody who can tell whose a bearer token is.
@@ -88,11 +91,17 @@ impl Directory {
         self.decoys.read().clone()
     }
 
+    fn derived(&self) -> Arc<Derived> {
+        self.derived.read().clone()
+    }
+
     /// Takes new content into service and makes caches stale.
     pub fn replace(&self, users: Users) -> u64 {
-        let decoys = self.decoys().mirror(&users);
-        *self.decoys.write() = Arc::new(decoys);
-        let old = std::mem::replace(&mut *self.users.write(), Arc::new(users));
+        let (decoys, users) = (Arc::new(self.decoys().mirror(&users)), Arc::new(users));
+        let derived = Derived::new(users.clone(), decoys.clone(), Some(&self.derived()));
+        *self.decoys.write() = decoys;
+        *self.derived.write() = derived;
+        let old = std::mem::replace(&mut *self.users.write(), users);
         let epoch = self.epoch.raise();
         drop(old);
         epoch
@@ -103,9 +112,8 @@ impl Directory {
         match question {
             Question::VerifyPassword { .. } | Question::VerifyToken { .. } => true,
             // SCRAM keys may have to be made from a password in clear.
-            Question::FetchKey { kind, .. } => {
-                self.users().options().secrets.allow_cleartext && scram_hash(*kind).is_some()
-            }
+            Question::FetchKey { kind, .. } => scram_hash(*kind)
+                .is_some_and(|hash| self.users().options().secrets.allow_cleartext && !self.derived().is_ready(hash)),
             _ => false,
         }
     }
@@ -247,7 +255,7 @@ impl Directory {
         let whose = whose.map(|(user, acting)| (user, acting.as_ref().unwrap_or(user), mechanism, epoch));
         if let Some(hash) = scram_hash(kind) {
             let decoy = self.decoys().scram(hash, name);
-            let real = user.as_ref().and_then(|user| self.scram_keys(users, user, hash, &decoy));
+            let real = self.scram_keys(users, user.as_ref(), hash, &decoy);
             match (real, whose) {
                 (Some(real), Some(whose)) => scram_answer(&real, Some(whose), to),
                 // May not act as `authzid`: salt and iterations must be the real ones, or they would tell that
@@ -287,21 +295,20 @@ impl Directory {
         }
     }
 
-    /// Stored SCRAM keys, or keys made from a password in clear. Where passwords in clear are allowed each
-    /// question costs one derivation, or the time would tell who has one.
-    fn scram_keys(&self, users: &Users, user: &User, hash: Hash, decoy: &ScramKeys) -> Option<ScramKeys> {
-        let clear = user.secrets.iter().find_map(StoredSecret::cleartext);
-        let made = users.options().secrets.allow_cleartext.then(|| {
-            let password = prep::enrolled(clear.unwrap_or(b"-"));
-            ScramKeys::derive(hash, &password, &decoy.salt, decoy.iterations)
-        });
-        let stored = user.secrets.iter().find_map(|secret| secret.scram_keys(hash)).map(|keys| ScramKeys {
-            iterations: keys.iterations,
-            salt: keys.salt.clone(),
-            stored_key: keys.stored_key.clone(),
-            server_key: keys.server_key.clone(),
-        });
-        stored.or_else(|| made.filter(|_| clear.is_some()))
+    /// Stored SCRAM keys, or keys made from a password in clear. Where passwords in clear are allowed, and not all keys
+    /// are made yet, each question costs one derivation, or the time would tell who has such a password, or exists.
+    fn scram_keys(&self, users: &Users, user: Option<&User>, hash: Hash, decoy: &ScramKeys) -> Option<ScramKeys> {
+        let stored = user.and_then(|user| user.secrets.iter().find_map(|secret| secret.scram_keys(hash)));
+        if !users.options().secrets.allow_cleartext {
+            return stored.cloned();
+        }
+        let derived = self.derived();
+        if let Some(made) = derived.find(users, hash, user.map_or("", |user| &user.name)) {
+            return stored.or(made).cloned();
+        }
+        let clear = user.and_then(derived::cleartext);
+        let made = ScramKeys::derive(hash, &prep::enrolled(clear.unwrap_or(b"-")), &decoy.salt, decoy.iterations);
+        stored.cloned().or_else(|| clear.map(|_| made))
     }
 }
 

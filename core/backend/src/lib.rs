@@ -30,6 +30,7 @@
 
 pub mod broker;
 pub mod decoy;
+mod derived;
 pub mod directory;
 pub mod edit;
 pub mod event;

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::directory::{Directory, temporary};
 use crate::event::{Event, Report};
 
-const NICE: i32 = 5;
+pub(crate) const NICE: i32 = 5;
 
 /// Which question of which link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 mod md5_crypt;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// PBKDF2 iterations of new SCRAM keys: about 4 ms per PLAIN login, nothing per SCRAM login.
 pub const SCRAM_ITERATIONS: u32 = 15_000;
@@ -198,6 +198,7 @@ impl Hash {
 }
 
 /// SCRAM keys (RFC 5802 §3).
+#[derive(Clone)]
 pub struct ScramKeys {
     /// PBKDF2 iterations.
     pub iterations: u32,
@@ -212,6 +213,8 @@ pub struct ScramKeys {
 impl ScramKeys {
     /// The keys of `password`: the expensive step.
     pub fn derive(hash: Hash, password: &[u8], salt: &[u8], iterations: u32) -> Self {
+        #[cfg(test)]
+        tests::DERIVED.with(|derived| derived.set(derived.get() + 1));
         let salted = hash.pbkdf2(password, salt, iterations, hash.octets());
         let client_key = hash.hmac(&salted, b"Client Key");
         Self {

@@ -10,16 +10,19 @@ const SSHA: &str = "{SSHA}M0YXe+4K7AXJbpIQR++HGoshE8JzYWx0c2FsdA==";
 const SCRAM: &str = "{SCRAM-SHA-256}4096,AAECAwQFBgcICQoLDA0ODw==,zHCdol2044/ZyWzPLi7oxApCkamKw9Z+E4U/QApd/5Y=,dd5peBOitVnLNFu7VmwP+HiDaaw4OUCv396eVCWhYiE=";
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-fn directory_with(text: &str, allow_cleartext: bool) -> Directory {
+fn users_of(text: &str, allow_cleartext: bool) -> Users {
     let options = Options {
         names: NameRules { default_domain: Some("demo.test".into()), ..NameRules::default() },
         secrets: scheme::Options { allow_cleartext, ..scheme::Options::default() },
         ..Options::default()
     };
     let text = Zeroizing::new(text.as_bytes().to_vec());
-    let users = Users::parse("users".as_ref(), text, &Arc::new(options)).unwrap_or_else(|bad| panic!("{bad}"));
+    Users::parse("users".as_ref(), text, &Arc::new(options)).unwrap_or_else(|bad| panic!("{bad}"))
+}
+
+fn directory_with(text: &str, allow_cleartext: bool) -> Directory {
     let decoys = Decoys::new([0x5a; 32], vec![Profile { weight: 1, iterations: 4096, salt_octets: 16 }]);
-    Directory::new(users, decoys, None, Arc::new(AtomicU64::new(7)))
+    Directory::new(users_of(text, allow_cleartext), decoys, None, Arc::new(AtomicU64::new(7)))
 }
 
 fn directory(text: &str) -> Directory {
@@ -240,6 +243,65 @@ fn other_keys() {
     }
     let strict = directory_with("a:\n", false);
     assert!(matches!(asked(&strict, &key(KeyKind::Cleartext, "a", ""), &mut buffer), Answer::Sasl { status: 3, .. }));
+}
+
+/// What is told about SCRAM-SHA-256 keys: doomed, the keys, and how many derivations that took.
+fn scram_of(directory: &Directory, name: &str) -> (bool, Vec<u8>, u32) {
+    let (before, mut buffer) = (scheme::tests::DERIVED.get(), Vec::new());
+    match asked(directory, &key(KeyKind::ScramSha256, name, ""), &mut buffer) {
+        Answer::Sasl { status: 0, doomed, data, scram: Some(_), .. } => {
+            (doomed, data.to_vec(), scheme::tests::DERIVED.get() - before)
+        }
+        _ => panic!("{name}"),
+    }
+}
+
+#[test]
+fn keys_of_passwords_in_clear_are_made_once_and_not_at_each_login() {
+    let text = format!("clear:{{PLAIN}}pencil\nother:{{PLAIN}}brush\nstored:{SCRAM}\nempty:\n");
+    let directory = directory_with(&text, true);
+    let await_keys = || {
+        while directory.is_heavy(&key(KeyKind::ScramSha256, "clear", "")) {
+            std::thread::yield_now();
+        }
+    };
+    await_keys();
+    let (doomed, clear, derived) = scram_of(&directory, "clear");
+    assert_eq!(clear[16..48], ScramKeys::derive(Hash::Sha256, b"pencil", &clear[..16], 4096).stored_key[..]);
+    assert_eq!((doomed, derived), (false, 0));
+    let other = scram_of(&directory, "other").1;
+    for (name, ghost) in [("other", false), ("stored", false), ("empty", true), ("ghost", true)] {
+        let (doomed, _, derived) = scram_of(&directory, name);
+        assert_eq!((doomed, derived), (ghost, 0), "{name}");
+    }
+    // New content needs new keys; who has kept the password has kept the keys.
+    directory.replace(users_of(&text.replace("brush", "paint"), true));
+    await_keys();
+    assert_eq!(scram_of(&directory, "clear"), (false, clear, 0));
+    let (doomed, painted, derived) = scram_of(&directory, "other");
+    assert!(!doomed && derived == 0 && painted[..16] == other[..16] && painted[16..] != other[16..]);
+    assert_eq!(painted[16..48], ScramKeys::derive(Hash::Sha256, b"paint", &painted[..16], 4096).stored_key[..]);
+    // Who has lost it has no keys any more.
+    directory.replace(users_of(&text.replace("{PLAIN}brush", ""), true));
+    await_keys();
+    assert!(scram_of(&directory, "other").0);
+}
+
+/// The time must not tell who has a password in clear, or exists.
+#[test]
+fn where_too_many_have_passwords_in_clear_everybody_costs_the_same() {
+    let lines = (0..=crate::derived::USERS_MAX).map(|n| format!("clear{n}:{{PLAIN}}pencil\n"));
+    let directory = directory_with(&(lines.collect::<String>() + &format!("stored:{SCRAM}\nempty:\n")), true);
+    let heavy = key(KeyKind::ScramSha256, "clear1", "");
+    for _ in 0..2 {
+        for (name, ghost) in [("clear1", false), ("stored", false), ("empty", true), ("ghost", true)] {
+            let (doomed, _, derived) = scram_of(&directory, name);
+            assert_eq!((doomed, derived, directory.is_heavy(&heavy)), (ghost, 1, true), "{name}");
+        }
+        while !directory.derived().is_settled(Hash::Sha256) {
+            std::thread::yield_now();
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,10 @@
 use super::*;
 
+thread_local! {
+    /// Derivations of SCRAM keys in this thread.
+    pub static DERIVED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 fn lenient() -> Options {
     Options { dialect: None, allow_cleartext: true, default_scheme: None }
 }
