@@ -324,6 +324,8 @@ pub struct Bare {
     /// Most reply octets that the session left unsent in one turn.
     pub batch_octets_max: usize,
     pub now_ms: u64,
+    /// How long a late effect takes.
+    pub effect_ms: u64,
     /// 220 to STARTTLS was said and no handshake done yet.
     pub awaits_tls: bool,
     pub closed: bool,
@@ -374,6 +376,7 @@ impl Bare {
             batch: Vec::new(),
             batch_octets_max: 0,
             now_ms: 1_000,
+            effect_ms: 0,
             awaits_tls: false,
             closed: false,
             dropped: 0,
@@ -452,6 +455,7 @@ impl Bare {
                 // What is queued is written before an effect is waited for (DECISIONS C11).
                 self.flush();
                 let outcome = self.world.pending.take().expect("Next::Pending without an effect");
+                self.now_ms += self.effect_ms;
                 next = self.with(session, |session, cx| session.complete(outcome, cx));
             }
             match next {
@@ -533,6 +537,28 @@ impl Drop for Bare {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.hang_up();
+        }
+    }
+}
+
+/// Or the time would tell what a back end does for somebody who exists.
+#[test]
+fn a_failed_login_is_answered_when_the_limits_say_however_long_its_check_took() {
+    use base64::Engine as _;
+    for (check_ms, wait_ms) in [(0, 2_000), (150, 1_850), (1_999, 1), (2_000, 0), (9_000, 0)] {
+        for lines in [&["AUTH PLAIN {}"][..], &["AUTH PLAIN", "{}"]] {
+            let mut bare = Bare::connect(Arc::new(listener(Role::Submissions)), Manners::AWKWARD);
+            (bare.effect_ms, bare.world.failure_delay) = (check_ms, Some(2_000));
+            bare.ask(b"EHLO client.example\r\n");
+            let message = base64::engine::general_purpose::STANDARD.encode("\0alice@demo.test\0wrong");
+            let mut reply = String::new();
+            for line in lines {
+                // What the client takes to think is its own time.
+                bare.now_ms += 10_000;
+                reply = bare.ask(format!("{}\r\n", line.replace("{}", &message)).as_bytes());
+            }
+            assert!(reply.starts_with("535 5.7.8"), "{reply}");
+            assert_eq!(bare.world.delayed_ms, wait_ms, "after {check_ms} ms");
         }
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Authentication {
     plus_offered: bool,
     /// When AUTH came.
     began_ms: u64,
+    /// When the client last said something.
+    said_ms: u64,
     wait: Wait,
 }
 
@@ -188,7 +190,7 @@ impl Authentication {
     /// the session was checked before.
     pub(crate) fn begin(args: &[u8], cx: &mut Context<'_>) -> (Box<Self>, Progress) {
         let mut this = cx.pools.exchanges.pop().unwrap_or_default();
-        this.began_ms = cx.now_ms;
+        (this.began_ms, this.said_ms) = (cx.now_ms, cx.now_ms);
         let progress = match this.start(args, cx) {
             Ok(progress) => progress,
             Err(reply) => Progress::Over { reply, weight: 0 },
@@ -248,6 +250,7 @@ impl Authentication {
     /// Takes one line of the client, without its CRLF.
     pub(crate) fn respond(&mut self, line: &[u8], cx: &mut Context<'_>) -> Progress {
         const CANCELLED: Verdict = Verdict::new(&reply::AUTH_CANCELLED, "cancelled", 0);
+        self.said_ms = cx.now_ms;
         match std::mem::take(&mut self.wait) {
             // RFC 4954 §4: `*` is recognised in every step, before any decoding. After the error challenge
             // of a failure it is still answered 501, but it is a failed login.
@@ -550,12 +553,15 @@ impl Authentication {
         self.refuse(Verdict::new(&reply::AUTH_TROUBLE, "internal", 0), diagnosis, cx)
     }
 
-    /// Refuses: at once, or after the delay that the limits ask for when it counts as a failed login.
+    /// Refuses: at once, or after the delay that the limits ask for when it counts as a failed login. That counts
+    /// from what the client said, so however fast a back end knows that somebody does not exist, nobody sees it.
     fn refuse(&mut self, verdict: Verdict, diagnosis: &[u8], cx: &mut Context<'_>) -> Progress {
         let Verdict { reply, reason, weight } = verdict;
         self.note(None, reply, reason, diagnosis, cx);
         if weight >= FULL_FAILURE
             && let Allowance::Delay(ms) = cx.host.charge(Charge::AuthFailure { authcid: &self.authcid })
+            && let waited_ms = u32::try_from(cx.now_ms.saturating_sub(self.said_ms)).unwrap_or(u32::MAX)
+            && let ms = ms.saturating_sub(waited_ms)
             && ms > 0
             && cx.host.perform(Effect::Delay { ms }).is_none()
         {
