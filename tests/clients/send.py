@@ -39,7 +39,7 @@ try:
                     return "" if job["mechanism"] == "XOAUTH2" else "\x01"
                 if job["mechanism"] == "XOAUTH2":
                     return f"user={job['user']}\x01auth=Bearer {job['token']}\x01\x01"
-                return f"n,a={job['user']},\x01host=mx.demo.test\x01port=587\x01auth=Bearer {job['token']}\x01\x01"
+                return f"n,a={job['user']},\x01host=mx.demo.test\x01port={job['port']}\x01auth=Bearer {job['token']}\x01\x01"
         else:
             method = getattr(client, "auth_" + job["mechanism"].lower().replace("-", "_"))
         code, text = client.auth(job["mechanism"], method)

@@ -31,6 +31,7 @@ pub fn listener(role: Role) -> Listener {
         name: role.name().to_owned(),
         role,
         hostname: HOSTNAME.to_owned(),
+        ports: Vec::new(),
         tls: if role == Role::Submissions { Tls::Implicit } else { Tls::StartTls },
         require_tls: role.is_submission(),
         require_auth: role.is_submission(),

@@ -190,7 +190,9 @@ fn portreeve(table: &str, files: &[(&str, &str)]) -> Server {
     let tables =
         format!("\n[[tokens.issuer]]\n{table}\nopenid_configuration = \"{ISS}/.well-known/openid-configuration\"\n");
     let mechanisms = vec!["OAUTHBEARER", "XOAUTH2", "PLAIN"];
-    let mut server = Server::prepare(Options { mechanisms, tables, ..Options::default() });
+    // What clients below name as the port that they mean, beside the real one.
+    let listener = "public_port = 587".into();
+    let mut server = Server::prepare(Options { mechanisms, tables, listener, ..Options::default() });
     // A client that was told an address names that as the host it has connected to.
     let hosts = format!("\n[mechanism.OAUTHBEARER]\nhosts = [\"{}\"]\n", server.ip);
     server.write_config(&(server.config() + &hosts));
@@ -297,6 +299,10 @@ fn who_a_token_is_for_decides_who_has_it() {
             Some(&invalid),
             "535 5.7.8",
         ),
+        // Another server's port or name, known by what the client says of it (RFC 7628 §3.2).
+        (oauthbearer("", &good).replace("port=587", "port=25"), None, "535 5.7.8"),
+        (oauthbearer("", &good).replace("host=mx.", "host=imap."), None, "535 5.7.8"),
+        (oauthbearer("", &good).replace("587", &server.submissions().port().to_string()), None, "235 2.7.0"),
         (oauthbearer("", &"t".repeat(12_000)), Some(&invalid), "535 5.7.8"),
         (oauthbearer("", &"t".repeat(17_000)), None, "500 5.5.6"),
     ] {

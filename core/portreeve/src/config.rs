@@ -95,6 +95,8 @@ pub struct Listener {
     pub role: Role,
     /// Where it listens.
     pub bind: Vec<SocketAddr>,
+    /// The port that clients connect to, if it is another one.
+    pub public_port: Option<u16>,
     /// Own host name.
     pub hostname: Option<String>,
     /// How TLS comes about.
@@ -843,6 +845,7 @@ fn listener(
         name: read.text("listener[].name").unwrap_or_else(|| role_name.to_owned()),
         role,
         bind,
+        public_port: read.number("listener[].public_port").and_then(|port| u16::try_from(port).ok()),
         hostname: read.text("listener[].hostname"),
         tls: match read.word("listener[].tls").as_str() {
             "off" => Tls::Off,

@@ -46,6 +46,7 @@ pub fn build(
         name: listener.name.clone(),
         role: listener.role,
         hostname: config.hostname_of(listener),
+        ports: listener.bind.iter().map(|bind| bind.port()).chain(listener.public_port).collect(),
         tls: listener.tls,
         require_tls: listener.require_tls,
         require_auth: listener.require_auth,

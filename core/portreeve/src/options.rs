@@ -285,6 +285,15 @@ pub const OPTIONS: &[Opt] = &[
         example: "[\"0.0.0.0:25\", \"[::]:25\"]",
     },
     Opt {
+        path: "listener[].public_port",
+        kind: Kind::Count { min: 1, max: 65_535 },
+        default: Default::Unset("that of `bind`"),
+        reload: Reload::Command,
+        help: "The port that clients connect to, when something before us (NAT, a container, a balancer) makes another one of \
+               it. OAUTHBEARER clients say which port they mean, and it must be this one or one of `bind` (RFC 7628 §3.2).",
+        example: "587",
+    },
+    Opt {
         path: "listener[].hostname",
         kind: Kind::Host,
         default: Default::Unset("`hostname`"),

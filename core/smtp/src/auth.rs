@@ -407,6 +407,10 @@ impl Authentication {
                 write_challenge(data, cx.out);
                 Decision::Wait
             }
+            Step::Effect(sasl::Effect::VerifyToken { fields, .. }) if is_elsewhere(fields, &cx.listener.ports) => {
+                diagnosis.extend(b"the client means another port; ours are the listener's bind and public_port");
+                Decision::Failure { class: FailureClass::Credentials, data: false }
+            }
             Step::Effect(effect) => {
                 *effects = effects.saturating_add(1);
                 let kind = effect.kind();
@@ -611,6 +615,14 @@ impl Authentication {
 fn stands_for(name: &str, authzid: &[u8]) -> bool {
     let local = name.rsplit_once('@').map_or(name, |(local, _)| local).as_bytes();
     name.as_bytes().eq_ignore_ascii_case(authzid) || local.eq_ignore_ascii_case(authzid) || !authzid.is_ascii()
+}
+
+/// Whether `port` of a bearer token's fields (`key=value`, separated by 0x01) is none of ours: RFC 7628 §3.2 wants
+/// compared what is known otherwise. That it is a number, once, the mechanism has seen.
+fn is_elsewhere(fields: &[u8], ports: &[u16]) -> bool {
+    let port = fields.split(|octet| *octet == 1).find_map(|field| field.strip_prefix(b"port="));
+    let port = port.map(|port| std::str::from_utf8(port).ok().and_then(|port| port.parse().ok()));
+    !ports.is_empty() && port.is_some_and(|port| port.is_none_or(|port| !ports.contains(&port)))
 }
 
 /// SASL.md's failure classes as replies of RFC 4954 §6.

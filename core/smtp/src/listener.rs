@@ -134,6 +134,8 @@ pub struct Listener {
     pub role: Role,
     /// Our name in greeting, EHLO and Received.
     pub hostname: String,
+    /// Ports that clients connect to, as far as that is known.
+    pub ports: Vec<u16>,
     /// How TLS comes about.
     pub tls: Tls,
     /// Before TLS everything but EHLO, HELO, NOOP, RSET, STARTTLS, QUIT is answered 530.

@@ -34,6 +34,7 @@ pub fn listener(role: Role) -> Listener {
         name: role.name().to_owned(),
         role,
         hostname: "mx.example".to_owned(),
+        ports: Vec::new(),
         tls: Tls::StartTls,
         require_tls: false,
         require_auth: false,
