@@ -256,3 +256,49 @@ fn packets_segments_records_and_users_for_a_moment() {
     ];
     run(13, 5_000, &lines, 20, backend::fuzz_texts);
 }
+
+/// What an issuer's servers say, and what clients with tokens do.
+#[test]
+fn issuers_and_bearers_for_a_moment() {
+    // One document each time, so that the octets that change are what makes it a bad one.
+    let documents: [&[u8]; 8] = [
+        br#"{"keys":[{"kty":"OKP","crv":"Ed25519","use":"sig","kid":"1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#,
+        br#"{"keys":[{"kty":"EC","crv":"P-256","kid":"a","alg":"ES256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"},{"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ"}]}"#,
+        br#"{"keys":[{"kty":"RSA","kid":"r","n":"0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw","e":"AQAB"}]}"#,
+        br#"{"keys":[]}"#,
+        br#"{"active":true,"iss":"https://login.example","aud":"smtp.example","exp":1900000000,"email":"alice@demo.test","scope":"openid mail"}"#,
+        br#"{"active":true,"iss":"https://login.example","aud":["x","smtp.example"],"nbf":1700000000.5,"email":"a","scp":["mail"],"email_verified":true}"#,
+        br#"{"active":true,"iss":"https://login.example","aud":"smtp.example","exp":1800000001,"email":"a","scope":"mail","email_verified":"false"}"#,
+        br#"{"active":false}"#,
+    ];
+    run(14, 30_000, &documents, 1, backend::token::fuzz_json);
+    let pieces: [&[u8]; 18] = [
+        b"n,,\x01",
+        b"y,a=we=2Cird=3Duser,\x01",
+        b"n,a=user@example.com,\x01",
+        b"p=tls-exporter,,\x01",
+        b"auth=Bearer vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==\x01",
+        b"auth=bearer  a\x01",
+        b"host=mail.example.com\x01",
+        b"host=other.example\x01",
+        b"host=",
+        b"port=587\x01",
+        b"port=65535\x01",
+        b"port=65536\x01",
+        b"port=0",
+        b"user=x\x01",
+        b"mthd=POST\x01",
+        b"\x01",
+        b"\x01\x01",
+        b",",
+    ];
+    run(15, 60_000, &pieces, 8, portreeve_standard::fuzz_oauthbearer);
+    // Whole ones, so that most of them are good.
+    let messages: [&[u8]; 4] = [
+        b"n,a=user@example.com,\x01host=mail.example.com\x01port=587\x01auth=Bearer abc==\x01\x01",
+        b"y,,\x01auth=BEARER a-._~+/0\x01x=\t\x01\x01",
+        b"n,a=a=3D=2C=3D,\x01port=1\x01auth=Bearer a\x01host=MAIL.example.com\x01\x01",
+        b"n,,\x01auth=Bearer a\x01\x01",
+    ];
+    run(16, 60_000, &messages, 1, portreeve_standard::fuzz_oauthbearer);
+}

@@ -359,6 +359,49 @@ fn has_scope(claims: &Map<String, Value>, wanted: &str) -> bool {
     ["scope", "scp"].iter().filter_map(|name| claims.get(*name)).any(holds)
 }
 
+/// Fuzz entry: `octets` as what an issuer's servers say, a key set (RFC 7517 §5) and an answer about a token (RFC 7662
+/// §2.2). Neither panics; only public keys are taken, no more than there is room for; and who is believed to be
+/// somebody is so by an answer that says each of the things that are wanted.
+pub fn fuzz_json(octets: &[u8]) {
+    let value: Option<Value> = serde_json::from_slice(octets).ok();
+    let has = |value: &Value, name: &str, wanted: &str| value.get(name).and_then(Value::as_str) == Some(wanted);
+    if let Ok(keys) = parse_keys(octets) {
+        let all =
+            value.as_ref().and_then(|set| set.get("keys")).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let public = all.iter().filter(|key| !has(key, "kty", "oct") && key.get("kty").is_some()).count();
+        let taken: usize = keys.values().map(Vec::len).sum();
+        assert!((1..=public).contains(&taken), "{taken} keys of {public}");
+        for id in keys.keys().filter(|id| !id.is_empty()) {
+            assert!(all.iter().any(|key| has(key, "kid", id)), "{id:?} stands nowhere");
+        }
+    }
+    let issuer = Issuer {
+        name: String::new(),
+        kind: Kind::List(PathBuf::new()),
+        issuer: Some("https://login.example".into()),
+        audience: vec!["smtp.example".into()],
+        claim: "email".into(),
+        scope: Some("mail".into()),
+        openid_configuration: None,
+        skew: Duration::ZERO,
+        authorities: None,
+        timeout: Duration::ZERO,
+    };
+    const NOW: u64 = 1_800_000_000;
+    if let Ok(Claims::Are(claims)) = introspect::read(octets) {
+        let value = value.expect("read as JSON a moment ago");
+        assert_eq!(value["active"], json!(true));
+        if let Ok(proof) = judge(&claims, &issuer, NOW) {
+            assert!(has(&value, "iss", "https://login.example") && has(&value, "email", &proof.user), "{value}");
+            assert!(!proof.user.is_empty() && proof.ends.is_none_or(|ends| ends > NOW), "{value}");
+            let own = json!("smtp.example");
+            assert!(value["aud"] == own || value["aud"].as_array().is_some_and(|all| all.contains(&own)), "{value}");
+            let scope = [&value["scope"], &value["scp"]].map(Value::to_string).concat();
+            assert!(scope.contains("mail") && value["email_verified"] != json!(false), "{value}");
+        }
+    }
+}
+
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -42,6 +42,7 @@
 
 mod bearer;
 mod external;
+mod fuzz;
 mod gs2;
 mod login;
 mod oauthbearer;
@@ -50,12 +51,13 @@ mod scram;
 mod xoauth2;
 
 pub use external::External;
+pub use fuzz::fuzz_oauthbearer;
 pub use login::Login;
 pub use oauthbearer::OauthBearer;
 pub use plain::Plain;
 pub use scram::{
-    Scram, ScramHash, ScramSha1, ScramSha1Plus, ScramSha256, ScramSha256Plus, ScramSha512, ScramSha512Plus, Sha1,
-    Sha256, Sha512,
+    Scram, ScramHash, ScramSha1, ScramSha1Plus, ScramSha256, ScramSha256Plus, ScramSha512,
+    ScramSha512Plus, Sha1, Sha256, Sha512,
 };
 pub use xoauth2::Xoauth2;
 

@@ -45,7 +45,7 @@ impl Introspection {
 }
 
 /// RFC 7662 §2.2: `active` is the one member that must be there.
-fn read(body: &[u8]) -> Result<Claims, String> {
+pub(super) fn read(body: &[u8]) -> Result<Claims, String> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(claims)) => match claims.get("active") {
             Some(Value::Bool(true)) => Ok(Claims::Are(claims)),

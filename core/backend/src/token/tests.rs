@@ -364,7 +364,10 @@ fn a_client_is_told_what_the_issuer_of_its_token_wants() {
             (error["status"].as_str().unwrap().to_owned(), error["scope"].as_str().unwrap().to_owned())
         };
         let of = |status: &str, scope: &str| (status.to_owned(), scope.to_owned());
-        assert_eq!(told(signer.token(&claims(json!({ "scope": "openid" }))).as_bytes()), of("insufficient_scope", "mail"));
+        assert_eq!(
+            told(signer.token(&claims(json!({ "scope": "openid" }))).as_bytes()),
+            of("insufficient_scope", "mail")
+        );
         assert_eq!(told(signer.token(&claims(json!({ "exp": 1 }))).as_bytes()), of("invalid_token", "mail"));
         assert_eq!(told(b"sesame"), of("insufficient_scope", "post"));
         // Good, but for nobody here; the second time from the cache.
