@@ -624,7 +624,8 @@ pub const OPTIONS: &[Opt] = &[
         default: Default::Is("false"),
         reload: Reload::Command,
         help: "Whether the file may hold passwords in clear (`{PLAIN}…`). They serve every mechanism: SCRAM keys are made of \
-               them at each login, with a salt fixed per user. Whoever reads the file has the passwords.",
+               them, with a salt fixed per user, once for each content of the file and beside the logins; with more than \
+               10,000 such users at each login. Whoever reads the file has the passwords.",
         example: "true",
     },
     Opt {
