@@ -32,10 +32,22 @@ impl Authority {
 
     /// A client's certificate and key.
     pub fn issue(&self, common_name: &str, mail: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        self.issue_with(common_name, mail.iter().map(|name| SanType::Rfc822Name((*name).try_into().expect("ASCII"))))
+    }
+
+    /// The same, with URIs as its alternative names.
+    fn issue_uris(&self, common_name: &str, uris: &[&str]) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        self.issue_with(common_name, uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))))
+    }
+
+    fn issue_with(
+        &self,
+        common_name: &str,
+        names: impl Iterator<Item = SanType>,
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, common_name);
-        let mail = mail.iter().map(|name| SanType::Rfc822Name((*name).try_into().expect("ASCII")));
-        params.subject_alt_names = mail.collect();
+        params.subject_alt_names = names.collect();
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.0).expect("a certificate");
         (certificate.der().clone(), PrivatePkcs8KeyDer::from(key.serialize_der()).into())
@@ -167,6 +179,65 @@ fn external_logs_in_whom_the_users_file_names() {
                 assert!(from.starts_with("550 5.7.1"), "an identity with its own rights: {from}");
             }
         }
+    }
+}
+
+/// A URI as the certificate has it (SPIFFE and its like) names whoever the users file says, whole and to the octet.
+#[test]
+fn external_by_a_uri_in_the_certificate() {
+    let known = Authority::new("Ours");
+    let mut server = prepare("request", &known);
+    let users = format!(
+        "alice@{DOMAIN}::cert=uri:spiffe://demo.test/mail/alice,uri:urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6\n\
+         bob@{DOMAIN}::cert=uri:spiffe://demo.test/mail/bob\n"
+    );
+    std::fs::write(server.path("state/auth/users"), users).expect("the users file");
+    server.run();
+    const ALICE: &str = "spiffe://demo.test/mail/alice";
+    const BOB: &str = "spiffe://demo.test/mail/bob";
+    for (name, uris, authzid, wanted) in [
+        ("x", &[ALICE][..], "", "235 2.7.0"),
+        ("x", &[ALICE], "alice@demo.test", "235 2.7.0"),
+        ("x", &["urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6"], "", "235 2.7.0"),
+        ("x", &["https://demo.test/", ALICE], "", "235 2.7.0"),
+        ("x", &[ALICE], "bob@demo.test", "535 5.7.8"),
+        // Two users' at once: the client has to say which.
+        ("x", &[ALICE, BOB], "", "535 5.7.8"),
+        ("x", &[ALICE, BOB], "bob@demo.test", "235 2.7.0"),
+        ("x", &["spiffe://demo.test/mail/alice/"], "", "535 5.7.8"),
+        ("x", &["spiffe://demo.test/mail/alic"], "", "535 5.7.8"),
+        ("x", &["spiffe://demo.test/mail/alice?"], "", "535 5.7.8"),
+        ("x", &["spiffe://DEMO.test/mail/alice"], "", "535 5.7.8"),
+        ("x", &["uri:spiffe://demo.test/mail/alice"], "", "535 5.7.8"),
+        ("x", &["spiffe://demo.test/mail/alice\0.evil.example"], "", "535 5.7.8"),
+        // What is no URI there is none.
+        (ALICE, &[], "", "535 5.7.8"),
+        ("uri:spiffe://demo.test/mail/alice", &[], "", "535 5.7.8"),
+    ] {
+        for version in [&TLS12, &TLS13] {
+            let own = Some(known.issue_uris(name, uris));
+            let mut wire = Wire::connect(server.submissions(), true, tls_with(&server, &[version], own)).expect("TLS");
+            wire.reply().expect("a greeting");
+            wire.ask("EHLO client.example").expect("EHLO");
+            let message = if authzid.is_empty() { "=".to_owned() } else { STANDARD.encode(authzid) };
+            let reply = wire.ask(&format!("AUTH EXTERNAL {message}")).expect("a reply");
+            assert!(reply.starts_with(wanted), "{name} {uris:?} {authzid:?}: {reply}");
+        }
+    }
+    // With certificate and TLS of another make.
+    if !present("openssl", command_exists("openssl")) {
+        return;
+    }
+    for (uri, wanted) in [(ALICE, "235 2.7.0"), ("spiffe://demo.test/mail/mallory", "535 5.7.8")] {
+        let (certificate, key) = known.issue_uris("x", &[uri]);
+        let [file, key_file] = ["client.pem", "client.key"].map(|name| server.path(name));
+        std::fs::write(&file, pem("CERTIFICATE", &certificate)).expect("a file");
+        std::fs::write(&key_file, pem("PRIVATE KEY", key.secret_der())).expect("a file");
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-quiet", "-crlf", "-connect", &server.submissions().to_string()]);
+        command.arg("-cert").arg(&file).arg("-key").arg(&key_file);
+        let (_, said) = feed(&mut command, b"EHLO client.example\nAUTH EXTERNAL =\nQUIT\n");
+        assert!(said.contains("AUTH EXTERNAL PLAIN") && said.contains(wanted), "{uri}: {said}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +14,8 @@ use rustls::version::{TLS12, TLS13};
 use sha2::Digest as _;
 
 use crate::bare::{DOMAIN, HOSTNAME};
-use crate::server::{Options, Server};
+use crate::clients::{command_exists, present};
+use crate::server::{Options, Server, output};
 use crate::wire::{Wire, tls_pinned, tls_with};
 
 const MECHANISMS: [&str; 8] = [
@@ -396,6 +398,31 @@ fn nobody_looks_like_somebody_with_another_password() {
             let user = format!("{user}@{DOMAIN}");
             let client = Client { user, password: "wrong", ..alice(hash) };
             assert_eq!(client.log_in(&mut wire), "535 5.7.8 Authentication credentials invalid\r\n", "{hash:?}");
+        }
+    }
+}
+
+/// Another implementation, with and without channel binding (tls-exporter in TLS 1.3), for the hashes that it knows.
+#[test]
+fn gsasl_with_and_without_channel_binding() {
+    if !present("gsasl", command_exists("gsasl")) {
+        return;
+    }
+    let mut server = Server::prepare(Options { mechanisms: MECHANISMS.to_vec(), ..Options::default() });
+    let stored = [Hash::Sha1, Hash::Sha256].map(|hash| hash.stored("secret")).join(" ");
+    std::fs::write(server.path("state/auth/users"), format!("alice@{DOMAIN}:{stored}\n")).expect("the users file");
+    server.run();
+    for mechanism in ["SCRAM-SHA-1", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"] {
+        for (password, wanted) in [("secret", "235 2.7.0"), ("wrong", "535 5.7.8")] {
+            let mut command = Command::new("gsasl");
+            command.args(["--smtp", "--verbose", "--x509-ca-file=", "--mechanism", mechanism, "--password", password]);
+            command.args(["--authentication-id", "alice@demo.test", "--authorization-id", "alice@demo.test"]);
+            // Else it says that it could have bound itself, which is a downgrade where -PLUS is offered.
+            command.args(if mechanism.ends_with("-PLUS") { &[][..] } else { &["--no-cb"] });
+            command.arg(server.ip.to_string()).arg(server.submission().port().to_string());
+            let (status, said) = output(&mut command);
+            assert!(said.contains(wanted), "{mechanism} {password}: {said}");
+            assert_eq!(status.success(), password == "secret", "{mechanism} {password}: {said}");
         }
     }
 }
