@@ -561,6 +561,47 @@ fn the_library_of_bad_plugins_is_contained() {
     await_that("a login", || Client::connect(server.mx()).auth("X-BAD", "alice@demo.test:secret").starts_with("235 "));
 }
 
+/// What a library changes of its process is the mechanism-host's own; inline it is the worker's (docs/threat-model.md),
+/// and even there nothing that the worker makes is more open than it says, and its sessions go on.
+#[test]
+fn what_belongs_to_the_whole_process_is_changed_for_nobody_else() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let files = |server: &Server| {
+        let (mut found, mut folders) = (Vec::new(), vec![server.path("state/spool")]);
+        while let Some(folder) = folders.pop() {
+            for path in fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()) {
+                if path.is_dir() { folders.push(path) } else { found.push(path) }
+            }
+        }
+        found
+    };
+    for source in ["changes_umask.c", "changes_locale.c", "changes_directory.c"] {
+        for runner in ["process", "inline"] {
+            let source = root().join("tests/bad-plugins").join(source);
+            let what = format!("{} {runner}", source.display());
+            let terms = format!("runner = \"{runner}\"");
+            let server = start_with("bad", "X-BAD", &terms, |folder| compile(folder, &source, "bad", &[]));
+            let workers = server.processes()["worker"].clone();
+            let mut bystander = Client::connect(server.mx());
+            assert!(bystander.auth("PLAIN", "\0alice@demo.test\0secret").starts_with("235 "), "{what}");
+            for _ in 0..3 {
+                let reply = Client::connect(server.mx()).auth("X-BAD", "alice@demo.test:secret");
+                assert!(reply.starts_with("235 ") || reply.starts_with("454 4.7.0"), "{what}: {reply}");
+            }
+            for line in ["MAIL FROM:<alice@demo.test>", "RCPT TO:<bob@demo.test>", "DATA", "Subject: x\r\n\r\nx\r\n."] {
+                let reply = bystander.ask(line);
+                assert!(reply.starts_with("250 ") || reply.starts_with("354 "), "{what}: {reply}");
+            }
+            assert_eq!(server.mail("bob", 1).len(), 1, "{what}");
+            assert_eq!(server.processes()["worker"], workers, "{what}");
+            for file in files(&server) {
+                let mode = fs::metadata(&file).map_or(0, |facts| facts.permissions().mode());
+                assert_eq!(mode & 0o077, 0, "{what}: {} has the mode {mode:o}", file.display());
+            }
+        }
+    }
+}
+
 /// 334: it could; 535: it was refused; 454: it was killed for it.
 fn can(server: &Server, what: &str) -> bool {
     let reply = Client::connect(server.mx()).auth("X-FAULTY", what);

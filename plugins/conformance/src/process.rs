@@ -150,14 +150,12 @@ pub fn explain(task: Task, ended: &Ended) -> Option<(&'static str, String)> {
         Ended::Silent(status) => (task.rule_of_a_crash(), format!("the process ended without a word ({status})")),
         Ended::TimedOut(died) => {
             let step = died.as_ref().map_or(String::new(), at_step);
-            let rule = if matches!(task, Task::Describe | Task::Handshake | Task::Settings) {
-                task.rule_of_a_crash()
-            } else if task == Task::Backend {
-                "B4"
-            } else {
-                "M7"
-            };
-            (rule, format!("it did not come to an end{step}"))
+            match task {
+                Task::Describe => ("M7", "loading it did not come to an end".into()),
+                Task::Handshake | Task::Settings => (task.rule_of_a_crash(), "it did not come to an end".into()),
+                Task::Backend => ("B4", "it did not come to an end".into()),
+                _ => ("M7", format!("it did not come to an end{step}")),
+            }
         }
         Ended::Died(died) => died_of(task, died),
     };
