@@ -25,6 +25,7 @@ mod next_hops;
 mod offers;
 mod parked;
 mod pass_through;
+mod published;
 mod replies;
 mod runners;
 mod scram;

@@ -55,8 +55,15 @@ pub fn program() -> PathBuf {
         return program.into();
     }
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let packages =
-        ["portreeve", "portreeve-standard", "portreeve-legacy", "portreeve-load", "peers", "portreeve-example-store"];
+    let packages = [
+        "portreeve",
+        "portreeve-standard",
+        "portreeve-legacy",
+        "portreeve-published",
+        "portreeve-load",
+        "peers",
+        "portreeve-example-store",
+    ];
     BUILT.get_or_init(|| build(&packages)).join("portreeve")
 }
 

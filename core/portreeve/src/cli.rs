@@ -626,7 +626,8 @@ Examples:
 
 Without --plugin the bundled libraries are used. A server must know the users of the file; it is spoken to with
 STARTTLS, or with TLS from the start when the address is written smtps:HOST:PORT. Its nonces are its own, so SCRAM,
-CRAM-MD5 and DIGEST-MD5 are compared by a client that computes along.
+CRAM-MD5 and DIGEST-MD5 are compared by a client that computes along; with --exact they are compared octet by octet,
+which is for a server that was given the nonces of the vectors (a test library; none that ships can do that).
 
 Exit codes: 0 all as published, 1 something else, 2 it could not be tried.")]
     Vectors {
@@ -638,6 +639,9 @@ Exit codes: 0 all as published, 1 something else, 2 it could not be tried.")]
         /// A running server.
         #[arg(long, value_name = "HOST:PORT")]
         smtp: Option<String>,
+        /// Every octet as published, those that follow from the server's nonce too.
+        #[arg(long, requires = "smtp")]
+        exact: bool,
         /// Only this mechanism.
         #[arg(long, value_name = "NAME")]
         mech: Option<String>,

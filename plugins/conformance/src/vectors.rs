@@ -207,7 +207,7 @@ impl Vector {
 
     fn check_our_client(&self, kind: Kind) -> Result<(), String> {
         let person = self.person();
-        if kind == Kind::DigestMd5 && self.lines.is_empty() {
+        if kind == Kind::DigestMd5 {
             let (user, realm, password) = (self.text("username"), self.text("realm"), self.text("password"));
             let (nonce, cnonce, uri) = (self.text("nonce"), self.text("cnonce"), self.text("digest_uri"));
             let digest = DigestMd5 { user, realm, password, nonce, cnonce, uri, authzid: "" };

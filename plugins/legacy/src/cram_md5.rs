@@ -4,6 +4,8 @@
 //! What the store keeps is no password but the HMAC's two half-finished MD5 states (32 octets, outer then
 //! inner, little-endian words: Dovecot's `{CRAM-MD5}`), so a step costs two MD5 blocks or a few.
 
+use std::marker::PhantomData;
+
 use md5::block_api::Md5Core;
 use md5::digest::block_api::{Buffer, FixedOutputCore, UpdateCore};
 use md5::digest::common::hazmat::SerializableState;
@@ -12,7 +14,17 @@ use portreeve_plugin_sdk::{Bad, Cx, Done, Effect, EffectKind, Event, KeyKind, Me
 use subtle::ConstantTimeEq;
 
 /// The CRAM-MD5 mechanism.
-pub struct CramMd5;
+pub type CramMd5 = Cram<MsgId>;
+
+/// CRAM-MD5 with challenges of `C`.
+pub struct Cram<C>(PhantomData<C>);
+
+/// What the challenge looks like: a type of its own, so that a test can put a published challenge into the very code
+/// that ships.
+pub trait Challenges: Send + Sync + 'static {
+    /// The challenge; the same for the same arguments.
+    fn challenge(random: &[u8; RANDOM_OCTETS], unix_seconds: u64, host: &[u8]) -> Result<impl AsRef<[u8]>, Bad>;
+}
 
 /// What makes the challenge unique. The text is made from it again when the response must be checked, so
 /// that the state is small and of one size whatever our name is.
@@ -33,11 +45,11 @@ enum Awaits {
 }
 
 /// 160 bits: guessing is out of the question, and base32 needs no padding.
-const RANDOM_OCTETS: usize = 20;
+pub const RANDOM_OCTETS: usize = 20;
 /// `<`, 32 of base32, `.`, 20 digits, `@`, a domain of 255, `>`.
 const CHALLENGE_OCTETS_MAX: usize = 1 + 32 + 1 + 20 + 1 + 255 + 1;
 
-impl Mechanism for CramMd5 {
+impl<C: Challenges> Mechanism for Cram<C> {
     const META: Meta = Meta {
         name: c"CRAM-MD5",
         flags: flag::SERVER_FIRST | flag::OBSOLETE | flag::ENTROPY | flag::POD_STATE,
@@ -51,7 +63,7 @@ impl Mechanism for CramMd5 {
     type State = CramState;
 
     fn configure(settings: &Settings<'_>) -> Result<Self, String> {
-        settings.only(&[]).map(|()| Self)
+        settings.only(&[]).map(|()| Self(PhantomData))
     }
 
     fn step(&self, state: &mut CramState, mut cx: Cx<'_>) -> Result<Done, Bad> {
@@ -59,7 +71,7 @@ impl Mechanism for CramMd5 {
             (Awaits::Start, Event::Start { initial: None }) => {
                 let random = cx.entropy().first_chunk().ok_or(Bad::INTERNAL.because("the host sent no entropy"))?;
                 *state = CramState { awaits: Awaits::Response, random: *random, unix_seconds: cx.unix_ms() / 1000 };
-                cx.put(Challenge::of(state, cx.server_name())?.as_bytes())?;
+                cx.put(C::challenge(random, state.unix_seconds, cx.server_name())?.as_ref())?;
                 cx.challenge()
             }
             (Awaits::Response, Event::Message(message)) => {
@@ -74,9 +86,9 @@ impl Mechanism for CramMd5 {
                 let proof = outcome.proof()?;
                 let context: &[u8; 32] =
                     outcome.data().try_into().map_err(|_| Bad::INTERNAL.because("the key has not 32 octets"))?;
-                let challenge = Challenge::of(state, cx.server_name())?;
+                let challenge = C::challenge(&state.random, state.unix_seconds, cx.server_name())?;
                 let response = Response::parse(cx.message())?;
-                let expected = hmac_md5(context, challenge.as_bytes())?;
+                let expected = hmac_md5(context, challenge.as_ref())?;
                 match bool::from(expected.ct_eq(&response.digest)) {
                     true => cx.succeed(proof),
                     false => Err(Bad::CREDENTIALS),
@@ -88,33 +100,35 @@ impl Mechanism for CramMd5 {
 }
 
 /// `<random.time@host>`: the form of a msg-id, unpredictable (RFC 2195 §2).
+pub struct MsgId;
+
+impl Challenges for MsgId {
+    fn challenge(random: &[u8; RANDOM_OCTETS], unix_seconds: u64, host: &[u8]) -> Result<impl AsRef<[u8]>, Bad> {
+        let mut challenge = Challenge { octets: [0; CHALLENGE_OCTETS_MAX], len: 0 };
+        let mut digits = [0; 20];
+        for part in [b"<", &base32(random)[..], b".", decimal(unix_seconds, &mut digits), b"@", host, b">"] {
+            challenge.put(part)?;
+        }
+        Ok(challenge)
+    }
+}
+
 struct Challenge {
     octets: [u8; CHALLENGE_OCTETS_MAX],
     len: usize,
 }
 
 impl Challenge {
-    fn of(state: &CramState, server_name: &[u8]) -> Result<Self, Bad> {
-        let mut challenge = Self { octets: [0; CHALLENGE_OCTETS_MAX], len: 0 };
-        challenge.put(b"<")?;
-        challenge.put(&base32(&state.random))?;
-        challenge.put(b".")?;
-        let mut digits = [0; 20];
-        challenge.put(decimal(state.unix_seconds, &mut digits))?;
-        challenge.put(b"@")?;
-        challenge.put(server_name)?;
-        challenge.put(b">")?;
-        Ok(challenge)
-    }
-
     fn put(&mut self, octets: &[u8]) -> Result<(), Bad> {
         let room = self.octets.get_mut(self.len..self.len + octets.len());
         room.ok_or(Bad::INTERNAL.because("the server's name is longer than 255 octets"))?.copy_from_slice(octets);
         self.len += octets.len();
         Ok(())
     }
+}
 
-    fn as_bytes(&self) -> &[u8] {
+impl AsRef<[u8]> for Challenge {
+    fn as_ref(&self) -> &[u8] {
         self.octets.get(..self.len).unwrap_or_default()
     }
 }

@@ -14,24 +14,45 @@
 //! writes them, and one that the RFC does not define is refused. The digest does not cover the names, so
 //! otherwise somebody on the way could turn `charset` into nothing at all.
 
+use std::marker::PhantomData;
+
 use md5::{Digest as _, Md5};
 use portreeve_plugin_sdk::{Bad, Cx, Done, Effect, EffectKind, Event, KeyKind, Mechanism, Meta, Part, Settings, flag};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 /// The DIGEST-MD5 mechanism.
-pub struct DigestMd5 {
+pub type DigestMd5 = Digest<HexNonce>;
+
+/// DIGEST-MD5 with nonces of `N`.
+pub struct Digest<N> {
     /// Offered to clients; empty: none is offered. Without the setting it is the server's name.
     realm: Option<String>,
     /// Further names of ours that clients may have connected to.
     hosts: Vec<String>,
+    nonces: PhantomData<N>,
+}
+
+/// What the nonces look like: a type of its own, so that a test can put a published nonce into the very code that ships.
+pub trait Nonces: Send + Sync + 'static {
+    /// The nonce, without quotes and backslashes; the same for the same octets.
+    fn nonce(random: &[u8; 16]) -> impl AsRef<[u8]>;
+}
+
+/// 32 hexadecimal digits, in lower case.
+pub struct HexNonce;
+
+impl Nonces for HexNonce {
+    fn nonce(random: &[u8; 16]) -> impl AsRef<[u8]> {
+        hex(random)
+    }
 }
 
 /// What the response is checked against.
 #[derive(Clone, Copy, Default)]
 pub struct DigestState {
     awaits: Awaits,
-    nonce: Hex,
+    random: [u8; 16],
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -53,7 +74,7 @@ const REALM_OCTETS_MAX: usize = 255;
 const OUTPUT_OCTETS_MAX: u32 = 2047;
 const _: () = assert!(4 * NAME_OCTETS_MAX + REALM_OCTETS_MAX <= OUTPUT_OCTETS_MAX as usize);
 
-impl Mechanism for DigestMd5 {
+impl<N: Nonces> Mechanism for Digest<N> {
     const META: Meta = Meta {
         name: c"DIGEST-MD5",
         config_schema: Some(
@@ -83,21 +104,25 @@ impl Mechanism for DigestMd5 {
         {
             return Err("`realm` is longer than 255 octets or has control characters".into());
         }
-        Ok(Self { realm, hosts: settings.list("hosts")?.into_iter().map(str::to_owned).collect() })
+        let hosts = settings.list("hosts")?.into_iter().map(str::to_owned).collect();
+        Ok(Self { realm, hosts, nonces: PhantomData })
     }
 
     fn step(&self, state: &mut DigestState, mut cx: Cx<'_>) -> Result<Done, Bad> {
+        let random = state.random;
+        let nonce = N::nonce(&random);
+        let nonce = nonce.as_ref();
         match (state.awaits, cx.event()) {
             (Awaits::Start, Event::Start { initial: None }) => {
                 let random: &[u8; 16] =
                     cx.entropy().first_chunk().ok_or(Bad::INTERNAL.because("the host sent no entropy"))?;
-                *state = DigestState { awaits: Awaits::Response, nonce: hex(random) };
-                self.put_challenge(&state.nonce, &mut cx)?;
+                *state = DigestState { awaits: Awaits::Response, random: *random };
+                self.put_challenge(N::nonce(random).as_ref(), &mut cx)?;
                 cx.challenge()
             }
             (Awaits::Response, Event::Message(message)) => {
                 state.awaits = Awaits::Nothing;
-                let response = self.checked_response(message, &state.nonce, &cx)?;
+                let response = self.checked_response(message, nonce, &cx)?;
                 let authcid = name_part(response.username, response.utf8, &mut cx)?;
                 // RFC 2831 §2.1.2: authzid is UTF-8 whatever the charset of the other names.
                 let authzid = response.authzid.map_or(Ok(Part::EMPTY), |authzid| name_part(authzid, true, &mut cx))?;
@@ -111,13 +136,13 @@ impl Mechanism for DigestMd5 {
                 let ha1: &[u8; 16] =
                     outcome.data().try_into().map_err(|_| Bad::INTERNAL.because("the key has not 16 octets"))?;
                 let response = Response::parse(cx.message())?;
-                let session = response.session_key(ha1, &state.nonce);
-                let expected = response.value(&session, &state.nonce, b"AUTHENTICATE:");
+                let session = response.session_key(ha1, nonce);
+                let expected = response.value(&session, nonce, b"AUTHENTICATE:");
                 if !bool::from(expected.ct_eq(response.response)) {
                     return Err(Bad::CREDENTIALS);
                 }
                 cx.put(b"rspauth=")?;
-                cx.put(&response.value(&session, &state.nonce, b":"))?;
+                cx.put(&response.value(&session, nonce, b":"))?;
                 cx.succeed(proof)
             }
             _ => Err(Bad::INTERNAL),
@@ -125,12 +150,12 @@ impl Mechanism for DigestMd5 {
     }
 }
 
-impl DigestMd5 {
+impl<N: Nonces> Digest<N> {
     fn realm<'a>(&'a self, cx: &Cx<'a>) -> &'a [u8] {
         self.realm.as_ref().map_or(cx.server_name(), |realm| realm.as_bytes())
     }
 
-    fn put_challenge(&self, nonce: &Hex, cx: &mut Cx<'_>) -> Result<(), Bad> {
+    fn put_challenge(&self, nonce: &[u8], cx: &mut Cx<'_>) -> Result<(), Bad> {
         let realm = self.realm(cx);
         if !realm.is_empty() {
             cx.put(b"realm=\"")?;
@@ -148,7 +173,7 @@ impl DigestMd5 {
     }
 
     /// The response, if it answers our challenge.
-    fn checked_response<'a>(&self, message: &'a [u8], nonce: &Hex, cx: &Cx<'_>) -> Result<Response<'a>, Bad> {
+    fn checked_response<'a>(&self, message: &'a [u8], nonce: &[u8], cx: &Cx<'_>) -> Result<Response<'a>, Bad> {
         let response = Response::parse(message)?;
         if !response.nonce.octets().eq(nonce.iter().copied()) {
             return Err(Bad::MALFORMED.because("not the nonce that was sent"));

@@ -15,7 +15,7 @@ mod cram_md5;
 mod digest_md5;
 
 pub use anonymous::Anonymous;
-pub use cram_md5::CramMd5;
-pub use digest_md5::DigestMd5;
+pub use cram_md5::{Challenges, Cram, CramMd5, MsgId, RANDOM_OCTETS};
+pub use digest_md5::{Digest, DigestMd5, HexNonce, Nonces};
 
 portreeve_plugin_sdk::portreeve_plugin! { id: "legacy", mechanisms: [CramMd5, DigestMd5, Anonymous] }

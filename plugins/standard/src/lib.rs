@@ -56,7 +56,7 @@ pub use login::Login;
 pub use oauthbearer::OauthBearer;
 pub use plain::Plain;
 pub use scram::{
-    Scram, ScramHash, ScramSha1, ScramSha1Plus, ScramSha256, ScramSha256Plus, ScramSha512,
+    Fresh, Nonces, Scram, ScramHash, ScramSha1, ScramSha1Plus, ScramSha256, ScramSha256Plus, ScramSha512,
     ScramSha512Plus, Sha1, Sha256, Sha512,
 };
 pub use xoauth2::Xoauth2;

@@ -13,6 +13,7 @@
 //! half-finished HMACs: less than 512 octets whatever the client sends. Whatever is wrong, the client is not
 //! told what: there is no `e=`, and for users who do not exist the host makes up keys.
 
+#[path = "scram/transcript.rs"]
 mod transcript;
 
 use std::ffi::CStr;
@@ -32,8 +33,8 @@ use zeroize::Zeroizing;
 use crate::gs2::{self, Flag, Header};
 use transcript::{Core, DIGEST_OCTETS_MAX, Digest, Transcript, digest, octets};
 
-/// One of the six SCRAM mechanisms.
-pub struct Scram<H, const PLUS: bool>(PhantomData<H>);
+/// One of the six SCRAM mechanisms, with server nonces of `N`.
+pub struct Scram<H, const PLUS: bool, N = Fresh>(PhantomData<(H, N)>);
 
 /// SCRAM-SHA-1.
 pub type ScramSha1 = Scram<Sha1, false>;
@@ -93,6 +94,26 @@ impl ScramHash for Sha512 {
     const FLAGS: u32 = 0;
 }
 
+/// Where the server's nonces come from: a type of its own, so that a test can put the nonces of published examples
+/// into the very code that ships.
+pub trait Nonces: Send + Sync + 'static {
+    /// The server's part, printable and without a comma (RFC 5802 §7), at most 32 octets. `entropy` is fresh,
+    /// `client_first` the whole message.
+    fn nonce(entropy: &[u8], client_first: &[u8]) -> Result<impl AsRef<[u8]>, Bad>;
+}
+
+/// Base64 of 18 random octets: RFC 5802 §5.1 leaves the length to us.
+pub struct Fresh;
+
+impl Nonces for Fresh {
+    fn nonce(entropy: &[u8], _: &[u8]) -> Result<impl AsRef<[u8]>, Bad> {
+        let random: &[u8; 18] = entropy.first_chunk().ok_or(Bad::INTERNAL.because("the host sent no entropy"))?;
+        let mut nonce = [0; 24];
+        STANDARD.encode_slice(random, &mut nonce).map_err(|_| Bad::INTERNAL)?;
+        Ok(nonce)
+    }
+}
+
 /// Octets of a SHA-256 digest.
 type Remembered = [u8; 32];
 
@@ -120,7 +141,7 @@ pub enum ScramState<H: ScramHash> {
     Over,
 }
 
-impl<H: ScramHash, const PLUS: bool> Mechanism for Scram<H, PLUS> {
+impl<H: ScramHash, const PLUS: bool, N: Nonces> Mechanism for Scram<H, PLUS, N> {
     const META: Meta = Meta {
         name: H::NAMES[PLUS as usize],
         plus_of: if PLUS { Some(H::NAMES[0]) } else { None },
@@ -167,7 +188,8 @@ impl<H: ScramHash, const PLUS: bool> Mechanism for Scram<H, PLUS> {
             (ScramState::Key { cbind }, Event::Outcome(outcome)) => {
                 let (proof, key) = (outcome.proof()?, outcome.scram()?);
                 let first = ClientFirst::parse(cx.message())?;
-                let message = ServerFirst::new(first.nonce, &server_nonce(cx.entropy())?, &key)?;
+                let nonce = N::nonce(cx.entropy(), cx.message())?;
+                let message = ServerFirst::new(first.nonce, nonce.as_ref(), &key)?;
                 cx.put(message.as_bytes())?;
                 let sent = Sent::new(&first, &message, &key, *cbind)?;
                 *state = ScramState::ClientFinal { sent, proof };
@@ -314,19 +336,11 @@ fn extensions<'a>(attributes: impl Iterator<Item = &'a [u8]>) -> Result<(), Bad>
 const CLIENT_NONCE_OCTETS_MAX: usize = 256;
 /// Longest salt: what a store may have.
 const SALT_OCTETS_MAX: usize = 256;
-/// Base64 of 18 random octets: RFC 5802 §5.1 leaves the length to us.
-const SERVER_NONCE_OCTETS: usize = 24;
+/// Longest of ours.
+const SERVER_NONCE_OCTETS_MAX: usize = 32;
 /// `r=` nonces `,s=` base64 `,i=` 10 digits.
 const SERVER_FIRST_OCTETS_MAX: usize =
-    2 + CLIENT_NONCE_OCTETS_MAX + SERVER_NONCE_OCTETS + 3 + SALT_OCTETS_MAX.div_ceil(3) * 4 + 3 + 10;
-
-fn server_nonce(entropy: &[u8]) -> Result<[u8; SERVER_NONCE_OCTETS], Bad> {
-    let random: &[u8; SERVER_NONCE_OCTETS / 4 * 3] =
-        entropy.first_chunk().ok_or(Bad::INTERNAL.because("the host sent no entropy"))?;
-    let mut nonce = [0; SERVER_NONCE_OCTETS];
-    STANDARD.encode_slice(random, &mut nonce).map_err(|_| Bad::INTERNAL)?;
-    Ok(nonce)
-}
+    2 + CLIENT_NONCE_OCTETS_MAX + SERVER_NONCE_OCTETS_MAX + 3 + SALT_OCTETS_MAX.div_ceil(3) * 4 + 3 + 10;
 
 /// `server-first-message = nonce "," salt "," iteration-count`.
 struct ServerFirst(Text<SERVER_FIRST_OCTETS_MAX>);

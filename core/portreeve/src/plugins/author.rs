@@ -43,8 +43,8 @@ pub fn command(command: &PluginCommand) -> ExitCode {
             text_of(vectors.as_deref()).and_then(|vectors| fuzz_mechanism(&Job { vectors, ..job }))
         }
         PluginCommand::Replay { trace, plugin, runner } => replay_trace(trace, plugin.clone(), *runner),
-        PluginCommand::Vectors { file, plugin, smtp, mech } => {
-            run_vectors(file, plugin, smtp.as_deref(), mech.as_deref())
+        PluginCommand::Vectors { file, plugin, smtp, exact, mech } => {
+            run_vectors(file, plugin, smtp.as_deref(), *exact, mech.as_deref())
         }
         PluginCommand::New { name, lang, dir } => new(name, *lang, dir.as_deref()),
         PluginCommand::Abi { json: true } => say(&format!("{:#}\n", abi_as_json())),
@@ -215,7 +215,7 @@ fn replay_trace(path: &Path, plugin: Option<PathBuf>, runner: ReplayRunner) -> T
     }
 }
 
-fn run_vectors(file: &Path, plugins: &[PathBuf], smtp: Option<&str>, mech: Option<&str>) -> Tried {
+fn run_vectors(file: &Path, plugins: &[PathBuf], smtp: Option<&str>, exact: bool, mech: Option<&str>) -> Tried {
     let mut vectors = vectors::read(file)?;
     vectors.retain(|vector| mech.is_none_or(|mech| vector.mech.eq_ignore_ascii_case(mech)));
     if vectors.is_empty() {
@@ -224,7 +224,7 @@ fn run_vectors(file: &Path, plugins: &[PathBuf], smtp: Option<&str>, mech: Optio
     let mut come = Vec::new();
     if let Some(server) = smtp {
         for vector in &vectors {
-            come.push(wire::run(server, vector).unwrap_or_else(Came::Wrong));
+            come.push(wire::run(server, vector, exact).unwrap_or_else(Came::Wrong));
         }
     } else {
         let libraries = libraries(plugins)?;

@@ -41,7 +41,7 @@ fn resumed_hmac_agrees_with_hmac_for_every_length() {
 
 #[test]
 fn the_challenge_is_a_msg_id_from_entropy_and_time() {
-    let mut exchange = Exchange::new(CramMd5);
+    let mut exchange = Exchange::new(Cram::<MsgId>(PhantomData));
     let first = challenge(exchange.start(None));
     // Independent computation of base32 of the octets 0..20, by Python's base64.b32encode.
     assert_eq!(first, b"<aaaqeayeaudaocajbifqydiob4ibceqt.1700000000@mail.example.com>");
@@ -54,7 +54,7 @@ fn the_challenge_is_a_msg_id_from_entropy_and_time() {
 #[test]
 fn a_whole_exchange() {
     for (user, upper) in [("tim", false), ("tim cook", false), ("tim@example.com", true), (" ", false)] {
-        let mut exchange = Exchange::new(CramMd5);
+        let mut exchange = Exchange::new(Cram::<MsgId>(PhantomData));
         let challenge = challenge(exchange.start(None));
         let mut digest = client(b"tanstaaftanstaaf", &challenge);
         if upper {
@@ -72,7 +72,7 @@ fn a_whole_exchange() {
 #[test]
 fn every_wrong_bit_is_refused() {
     for bit in 0..128 {
-        let mut exchange = Exchange::new(CramMd5);
+        let mut exchange = Exchange::new(Cram::<MsgId>(PhantomData));
         let challenge = challenge(exchange.start(None));
         let mut digest: [u8; 16] = hex(&client(b"tanstaaftanstaaf", &challenge));
         digest[bit / 8] ^= 1 << (bit % 8);
@@ -96,7 +96,7 @@ fn what_is_not_user_space_digest_is_malformed() {
         format!("tim {}g", &digest[1..]),
         format!("tim\t{digest}"),
     ] {
-        let mut exchange = Exchange::new(CramMd5);
+        let mut exchange = Exchange::new(Cram::<MsgId>(PhantomData));
         exchange.start(None);
         let answer = exchange.message(message.as_bytes());
         assert!(matches!(answer, Answer::Failure { class: fail::MALFORMED, .. }), "{message:?}: {answer:?}");
@@ -112,7 +112,7 @@ fn bad_outcomes() {
         (Status::Ok, 31, fail::INTERNAL),
         (Status::Ok, 0, fail::INTERNAL),
     ] {
-        let mut exchange = Exchange::new(CramMd5);
+        let mut exchange = Exchange::new(Cram::<MsgId>(PhantomData));
         exchange.start(None);
         exchange.message(b"tim b913a602c7eda7a495b4e6e7334d3890");
         match exchange.outcome(status, &vec![0; key]) {

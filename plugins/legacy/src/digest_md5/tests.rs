@@ -10,7 +10,7 @@ const NONCE: &str = "000102030405060708090a0b0c0d0e0f";
 
 fn new(realm: Option<&str>, hosts: &[&str]) -> Exchange<DigestMd5> {
     let hosts = hosts.iter().copied().map(String::from).collect();
-    Exchange::new(DigestMd5 { realm: realm.map(String::from), hosts })
+    Exchange::new(DigestMd5 { realm: realm.map(String::from), hosts, nonces: PhantomData })
 }
 
 fn md5(text: &str) -> String {
