@@ -1149,7 +1149,7 @@ impl Shard {
             event = event.word("cipher", facts.cipher);
             if facts.client_certificate {
                 event = event.word("client_certificate", "verified");
-            } else if slot.tls.as_ref().is_some_and(|tls| tls.session.peer_certificates().next().is_some()) {
+            } else if slot.tls.as_ref().is_some_and(|tls| tls.session.certificate_presented()) {
                 event = event.word("client_certificate", "unverified");
             }
         }

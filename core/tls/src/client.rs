@@ -32,7 +32,7 @@ pub enum Trust<'a> {
 /// What connections to a next hop have in common.
 #[derive(Clone)]
 pub struct ClientTls {
-    config: Arc<ClientConfig>,
+    pub(crate) config: Arc<ClientConfig>,
 }
 
 impl ClientTls {

@@ -98,7 +98,7 @@ fn incompatibility(cause: &PeerIncompatible) -> String {
     }
 }
 
-fn alert_name(alert: AlertDescription) -> String {
+pub(crate) fn alert_name(alert: AlertDescription) -> String {
     match alert.as_str() {
         Some(name) => name.to_owned(),
         None => u8::from(alert).to_string(),

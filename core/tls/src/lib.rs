@@ -14,7 +14,7 @@
 //! reads keys need not be the one that talks to strangers.
 //!
 //! This is the only crate that imports rustls, and [`TlsSession`] the only type in it that knows how rustls
-//! is fed. rustls' buffered connection is not used there, since it keeps 4 KiB for input per connection;
+//! is fed. Of TLS 1.3 rustls does the handshake only; the records behind it are ours (`record.rs`). rustls' buffered connection is not used there, since it keeps 4 KiB for input per connection;
 //! delivery's few outbound connections ([`ClientSession`]) use it.
 //!
 //! ```
@@ -51,8 +51,10 @@ mod channel_binding;
 mod client;
 mod client_certificate;
 mod error;
+mod facts;
 mod fuzz;
 mod noted;
+mod record;
 mod self_signed;
 mod server;
 mod session;
@@ -67,10 +69,12 @@ pub use channel_binding::{ChannelBinding, server_end_point_of};
 pub use client::{ClientError, ClientSession, ClientTls, Trust};
 pub use client_certificate::{ClientIdentity, check_authorities};
 pub use error::{CertificateError, TlsError};
-pub use fuzz::fuzz_receive;
+pub use facts::Facts;
+pub use fuzz::{fuzz_receive, fuzz_records};
+pub use record::RECORD_PLAINTEXT_MAX;
 pub use self_signed::{SelfSigned, self_signed};
 pub use server::{ClientAuth, ServerTls, Settings, Version};
-pub use session::{Facts, RECORD_PLAINTEXT_MAX, Received, State, TlsSession};
+pub use session::{Received, State, TlsSession};
 pub use store::CertificateStore;
 pub use ticket::TicketKeys;
 

@@ -129,6 +129,8 @@ impl ServerTls {
         }
         // What a client sends before its Finished can be replayed (RFC 8446 §8): AUTH must not be.
         config.max_early_data_size = 0;
+        // An open TLS 1.3 connection is ours (`record.rs`): rustls hands its keys over.
+        config.enable_secret_extraction = true;
         if settings.channel_binding {
             config.key_log = Arc::new(Exporter);
         }
