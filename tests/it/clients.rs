@@ -2,7 +2,7 @@
 //! CRAM-MD5, is told 530 before AUTH, delivers to local recipients on 25, and is no stranger's relay.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::mechanisms::cram_md5;
 use crate::replies::Reply;
+use crate::runners::await_that;
 use crate::server::{Options, PATIENCE, Server, feed, output, root};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -356,7 +357,11 @@ impl Talk {
     }
 
     fn spawn(command: &mut Command) -> Self {
-        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Self::spawn_with(command, Stdio::null())
+    }
+
+    fn spawn_with(command: &mut Command, stderr: Stdio) -> Self {
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = pipes.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (stdin, mut stdout) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
         let (told, heard) = channel();
@@ -449,4 +454,61 @@ fn openssl_s_client() {
         let good = outcome.is_ok();
         (good, format!("{}{}", client.transcript, outcome.err().unwrap_or_default()))
     });
+}
+
+/// RFC 8446 §4.6.3 with another implementation: new keys of the client alone (`k`) and of both (`K`), between commands
+/// and within a message that fills hundreds of records.
+#[test]
+fn openssl_s_client_changes_keys() {
+    if !present("openssl", command_exists("openssl")) {
+        return;
+    }
+    let server = Server::start();
+    let suites = ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
+    for (number, suite) in suites.into_iter().enumerate() {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-tls1_3", "-ciphersuites", suite, "-servername", "mx.demo.test"]);
+        command.args(["-connect", &server.submissions().to_string()]);
+        let mut client = Talk::spawn_with(&mut command, Stdio::piped());
+        let mut told = BufReader::new(client.child.stderr.take().expect("piped"));
+        // A read of standard input that begins with such a letter is a command, all of it. So it is written at once and
+        // read alone, and no line for the server has these letters.
+        let mut change = |client: &mut Talk, letter: &str| {
+            await_that("the client reads", || rustix::io::ioctl_fionread(&client.stdin) == Ok(0));
+            client.stdin.write_all(format!("{letter}\n").as_bytes()).expect("a client");
+            let mut line = String::new();
+            while !line.contains("KEYUPDATE") {
+                line.clear();
+                assert!(told.read_line(&mut line).expect("a pipe") > 0, "{suite}: the client ended");
+            }
+        };
+        let ask = |client: &mut Talk, line: &str, wanted: &str| {
+            client.unread.clear();
+            write!(client.stdin, "{line}\r\n").expect("a client");
+            assert!(client.until(wanted), "{suite}: {line}: {}", String::from_utf8_lossy(&client.unread));
+        };
+        assert!(client.until("220 mx.demo.test"), "{suite}: {}", String::from_utf8_lossy(&client.unread));
+        ask(&mut client, "ehlo client.example", "\r\n250 ");
+        for letter in ["k", "K", "K", "k", "k", "K"] {
+            change(&mut client, letter);
+            ask(&mut client, "noop", "250 2.0.0");
+        }
+        ask(&mut client, &format!("auth PLAIN {}", STANDARD.encode(format!("\0{USER}\0{PASSWORD}"))), "235 2.7.0");
+        ask(&mut client, &format!("mail from:<{USER}>"), "250 2.1.0");
+        change(&mut client, "K");
+        ask(&mut client, "rcpt to:<bob@demo.test>", "250 2.1.5");
+        ask(&mut client, "data", "354 ");
+        let line = format!("{}\r\n", "x".repeat(900));
+        write!(client.stdin, "from: <{USER}>\r\nto: <bob@demo.test>\r\nsubject: {number}\r\n\r\n").expect("a client");
+        for letter in ["K", "k", "K"] {
+            client.stdin.write_all(line.repeat(1200).as_bytes()).expect("a client");
+            change(&mut client, letter);
+        }
+        ask(&mut client, ".", "250 2.0.0");
+        ask(&mut client, "quit", "221 2.0.0");
+        client.end();
+        let stored = server.mail("bob", number + 1);
+        let body = format!("subject: {number}\n\n{}", line.replace('\r', "").repeat(3600));
+        assert!(stored.iter().any(|message| message.ends_with(body.as_bytes())), "{suite}: another message");
+    }
 }

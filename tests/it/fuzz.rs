@@ -243,6 +243,19 @@ fn packets_segments_records_and_users_for_a_moment() {
         b"EHLO x\r\n",
     ];
     run(12, 3_000, &records, 20, tls::fuzz_receive);
+    // Kind, padding, length, content; see `tls::fuzz_records`.
+    let instructions: [&[u8]; 9] = [
+        b"\x03\0\x08EHLO x\r\n",
+        b"\x03\x05\x06NOOP\r\n",
+        b"\x02\0\x05\x18\0\0\x01\x01",
+        b"\x02\0\x01\x18",
+        b"\x02\0\x04\0\0\x01\0",
+        b"\x01\0\x02\x01\0",
+        b"\x01\0\x02\x01\x5a",
+        b"\x03\0\0",
+        b"\xc0\0\x05\x17\x03\x03\x41\0",
+    ];
+    run(14, 300, &instructions, 12, tls::fuzz_records);
     let lines: [&[u8]; 9] = [
         b"alice@demo.test",
         b":",
