@@ -167,14 +167,16 @@ impl Connection {
 fn tls_config() -> io::Result<Arc<ServerConfig>> {
     let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).map_err(io::Error::other)?;
     let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    // As Portreeve: AES-128 first, whatever the client likes, and one ticket.
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_no_client_auth()
         .with_single_cert(vec![key.cert.der().clone()], private.into())
         .map_err(io::Error::other)?;
-    // As Portreeve: one ticket.
+    config.ignore_client_order = true;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
 }

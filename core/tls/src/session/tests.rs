@@ -20,7 +20,9 @@ fn both_versions_whole_and_in_pieces() {
             assert_eq!((pair.state, pair.done), (State::Open, 1));
             let facts = pair.session.facts().unwrap();
             assert_eq!((facts.version, facts.sni, facts.resumed), (number, "mail.example", false));
-            assert!(facts.cipher.starts_with("TLS_") && facts.cipher.contains("AES_256_GCM"), "{facts:?}");
+            let cipher =
+                if version == V13 { "TLS_AES_128_GCM_SHA256" } else { "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384" };
+            assert_eq!(facts.cipher, cipher, "ours, though the client likes another one better");
             assert!(!facts.group.is_empty() && !facts.client_certificate);
 
             pair.client_write(b"EHLO client.example\r\nNOOP\r\n");
@@ -475,6 +477,19 @@ fn replaced_certificates_serve_the_next_handshake() {
         assert_eq!(open.client_read(), b"250 ok\r\n");
         let next = Pair::open(&server, connect(&config, "mail.example"));
         assert_eq!(next.client.peer_certificates().unwrap()[0], new.der());
+    }
+}
+
+#[test]
+fn a_client_with_one_suite_gets_it() {
+    for (suite, cipher) in [
+        ("TLS13_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"),
+        ("TLS13_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384"),
+        ("TLS13_CHACHA20_POLY1305_SHA256", "TLS_CHACHA20_POLY1305_SHA256"),
+    ] {
+        let client = Client { suite: Some(suite), ..Client::new(V13) };
+        let pair = Pair::open(&server(&Settings::default()), client.connect("mail.example"));
+        assert_eq!(pair.session.facts().unwrap().cipher, cipher);
     }
 }
 
