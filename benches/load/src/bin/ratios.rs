@@ -39,7 +39,7 @@ struct Args {
     /// Pairs of each ratio.
     #[arg(long, default_value_t = 7)]
     pairs: usize,
-    /// Only these rows: connect, login, tls-login, mail, submit, idle, idle-tls, logins-beside-idle.
+    /// Only these rows: connect, login, tls-login, mail, tls-mail, submit, idle, idle-tls, logins-beside-idle.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Core of the servers.
@@ -112,7 +112,7 @@ struct Compared {
 /// Sessions with a login and a mail that one core takes in a second.
 const SESSIONS_MIN: f64 = 8_000.0;
 
-const COMPARED: [Compared; 4] = [
+const COMPARED: [Compared; 5] = [
     Compared {
         name: "connect",
         work: "connect, greet, close",
@@ -159,6 +159,28 @@ const COMPARED: [Compared; 4] = [
             "bob@bench.test",
         ],
         login: false,
+    },
+    Compared {
+        name: "tls-mail",
+        work: "the same inside TLS 1.3, after a login",
+        bar: 2.0,
+        count: 3_000,
+        tls: true,
+        scenario: &[
+            "--scenario",
+            "submit",
+            "--mechanism",
+            "PLAIN",
+            "--pipelining",
+            "stream",
+            "--per-connection",
+            "10",
+            "--size",
+            "4096",
+            "--to",
+            "bob@bench.test",
+        ],
+        login: true,
     },
 ];
 

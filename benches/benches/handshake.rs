@@ -1,0 +1,168 @@
+//! The server's side of TLS 1.3, in memory: what its calls cost, the client's left out.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientConfig, ClientConnection, Resumption};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use tls::{Certificate, CertificateSet, CertificateStore, Pem, ServerTls, Settings, TicketKeys, TlsSession};
+
+/// A client, a session of ours, and how long the session's calls took.
+struct Pair {
+    client: ClientConnection,
+    session: TlsSession,
+    took: Duration,
+    wire: Vec<u8>,
+    out: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Pair {
+    fn open(server: &Arc<ServerTls>, config: &Arc<ClientConfig>) -> Self {
+        let name = ServerName::try_from("mail.example").expect("a name");
+        let client = ClientConnection::new(config.clone(), name).expect("a client");
+        let began = Instant::now();
+        let session = TlsSession::accept(server).expect("a session");
+        let took = began.elapsed();
+        let mut pair = Self { client, session, took, wire: Vec::new(), out: Vec::new(), plain: Vec::new() };
+        while pair.client.wants_write() {
+            pair.turn();
+        }
+        assert!(pair.session.facts().is_some(), "the handshake is through");
+        pair
+    }
+
+    /// What the client has to say, and the answer.
+    fn turn(&mut self) {
+        self.wire.clear();
+        self.out.clear();
+        self.plain.clear();
+        while self.client.wants_write() {
+            self.client.write_tls(&mut self.wire).expect("to memory");
+        }
+        let began = Instant::now();
+        self.session.receive(&mut self.wire, &mut self.plain, &mut self.out).expect("a good client");
+        if !self.plain.is_empty() {
+            self.session.send(b"250 2.0.0 OK\r\n", &mut self.out).expect("open");
+        }
+        self.took += began.elapsed();
+        let mut out = self.out.as_slice();
+        while !out.is_empty() {
+            self.client.read_tls(&mut out).expect("from memory");
+            let state = self.client.process_new_packets().expect("a good server");
+            let read = std::io::copy(
+                &mut std::io::Read::take(self.client.reader(), state.plaintext_bytes_to_read() as u64),
+                &mut std::io::sink(),
+            );
+            read.expect("what is there");
+        }
+    }
+}
+
+/// Bar for the full handshake with P-256: 110 µs of the server.
+fn handshake(criterion: &mut Criterion) {
+    let made = tls::self_signed(&["mail.example"], 1).expect("a certificate");
+    let certificate = Certificate::from_pem(
+        Pem { file: "certificate", octets: made.certificate_pem.as_bytes() },
+        Pem { file: "key", octets: made.key_pem.as_bytes() },
+    );
+    let set = CertificateSet::new(vec![certificate.expect("just made")]).expect("a set");
+    let store = Arc::new(CertificateStore::new(set));
+    let server = |post_quantum| {
+        let settings = Settings { post_quantum, ..Settings::default() };
+        let keys = Arc::new(TicketKeys::new(&[[1; 32]]));
+        Arc::new(ServerTls::new(&settings, store.clone(), keys).expect("settings"))
+    };
+    let (classical, hybrid) = (server(false), server(true));
+
+    let mut group = criterion.benchmark_group("handshake");
+    for (name, server, resumption) in [
+        ("TLS 1.3 full, P-256, X25519", &classical, Resumption::disabled()),
+        ("TLS 1.3 full, P-256, X25519MLKEM768", &hybrid, Resumption::disabled()),
+        ("TLS 1.3 resumed, X25519", &classical, Resumption::in_memory_sessions(8)),
+    ] {
+        let config = client(resumption);
+        // The first one has no ticket yet.
+        drop(Pair::open(server, &config));
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|times| (0..times).map(|_| Pair::open(server, &config).took).sum());
+        });
+    }
+    group.finish();
+
+    let config = client(Resumption::disabled());
+    let mut group = criterion.benchmark_group("records");
+    for octets in [6, 4096, 16_384] {
+        let text = vec![b'x'; octets];
+        let mut pair = Pair::open(&classical, &config);
+        group.throughput(Throughput::Bytes(octets as u64));
+        group.bench_function(format!("{octets} octets in, a reply out"), |bencher| {
+            bencher.iter_custom(|times| {
+                pair.took = Duration::ZERO;
+                for _ in 0..times {
+                    pair.client.writer().write_all(&text).expect("to memory");
+                    pair.turn();
+                }
+                pair.took
+            });
+        });
+    }
+    group.finish();
+}
+
+fn client(resumption: Resumption) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone());
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).expect("a version");
+    let mut config =
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))).with_no_client_auth();
+    config.resumption = resumption;
+    Arc::new(config)
+}
+
+/// The client's work does not count.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+criterion_group!(benches, handshake);
+criterion_main!(benches);
