@@ -81,7 +81,13 @@ fn export(secret: &[u8]) -> Option<Zeroizing<[u8; EXPORTER_OCTETS]>> {
 }
 
 /// HKDF-Expand-Label of RFC 8446 §7.1.
-fn expand_label(hkdf: hkdf::Algorithm, secret: &[u8], label: &[u8], context: &[u8], to: &mut [u8]) -> Option<()> {
+pub(crate) fn expand_label(
+    hkdf: hkdf::Algorithm,
+    secret: &[u8],
+    label: &[u8],
+    context: &[u8],
+    to: &mut [u8],
+) -> Option<()> {
     const PREFIX: &[u8] = b"tls13 ";
     let length = u16::try_from(to.len()).ok()?.to_be_bytes();
     let label_octets = [u8::try_from(PREFIX.len() + label.len()).ok()?];

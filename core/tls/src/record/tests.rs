@@ -1,9 +1,12 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use rustls::KeyLog;
 use rustls::client::ClientConfig;
 
 use super::*;
+use crate::channel_binding::expand_label;
 use crate::fuzz::{Forge, fuzz_records};
+use crate::provider::hkdf::HKDF_SHA256;
 use crate::session::Layer;
 use crate::test_peer::*;
 use crate::*;
@@ -288,6 +291,71 @@ fn records_left_out_repeated_or_exchanged() {
         let received = session.receive(&mut part, &mut plain, &mut out);
         assert!(length + 1 == record.len() || received.unwrap().state == State::Open);
         assert!(plain.is_empty());
+    }
+}
+
+/// Tells the secret that the client's Finished is sealed with.
+#[derive(Debug, Default)]
+struct HandshakeSecret(Mutex<Vec<u8>>);
+
+impl KeyLog for HandshakeSecret {
+    fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
+        if label == "CLIENT_HANDSHAKE_TRAFFIC_SECRET" {
+            *self.0.lock().unwrap() = secret.to_vec();
+        }
+    }
+}
+
+/// §5.1: or a message would be read with keys that it was not sealed with. The takeover relies on rustls here.
+#[test]
+fn nothing_stands_behind_the_finished_in_its_record() {
+    for behind in [b"".as_slice(), &[24, 0, 0, 1, 0], &[24, 0, 0, 1, 1], &[24], &[24, 0, 0, 1]] {
+        let mut setting = Setting::new(Some(SUITES[0]));
+        let secret = Arc::new(HandshakeSecret::default());
+        Arc::get_mut(&mut setting.config).unwrap().key_log = secret.clone();
+        let mut pair = Pair::new(&setting.server, connect(&setting.config, "mail.example"));
+        let hello = pair.client_flight();
+        pair.feed(&hello).unwrap();
+        let mut flight = pair.client_flight();
+        assert_eq!(content_types(&flight), [20, 23], "change_cipher_spec, Finished");
+        let (mut key, mut iv) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 12]));
+        let secret = secret.0.lock().unwrap().clone();
+        expand_label(HKDF_SHA256, &secret, b"key", b"", &mut key[..16]).unwrap();
+        expand_label(HKDF_SHA256, &secret, b"iv", b"", &mut *iv).unwrap();
+        let mut keys = Keys { algorithm: &AES_128_GCM, key, iv, sequence: 0 };
+        let cipher = keys.cipher().unwrap();
+        let (kind, finished) = keys.open(&cipher, &mut flight[6..]).unwrap();
+        assert_eq!((kind, finished[0]), (22, 20));
+        let content = [finished, behind].concat();
+        keys.sequence = 0;
+        let mut wire = Vec::new();
+        keys.seal(&cipher, 22, &content, &mut wire).unwrap();
+        let result = pair.feed(&wire);
+        if behind.is_empty() {
+            assert_eq!((result, pair.state), (Ok(()), State::Open));
+        } else {
+            assert!(matches!(result, Err(TlsError::Peer(_))), "{behind:?}: {result:?}");
+            assert!(pair.session.facts().is_none() && matches!(pair.session.layer, Layer::Over));
+        }
+    }
+}
+
+#[test]
+fn keys_that_change_with_the_first_record() {
+    let setting = Setting::new(None);
+    for piece in [usize::MAX, 1, 30] {
+        let mut pair = Pair::new(&setting.server, connect(&setting.config, "mail.example"));
+        pair.piece = piece;
+        let hello = pair.client_flight();
+        pair.feed(&hello).unwrap();
+        pair.client.refresh_traffic_keys().unwrap();
+        pair.client_write(b"EHLO x\r\n");
+        let flight = pair.client_flight();
+        assert_eq!(content_types(&flight), [20, 23, 23, 23]);
+        pair.feed(&flight).unwrap();
+        assert_eq!((pair.state, pair.done, pair.plain.as_slice()), (State::Open, 1, b"EHLO x\r\n".as_slice()));
+        pair.send(b"250 ok\r\n");
+        assert_eq!(pair.client_read(), b"250 ok\r\n", "behind the ticket and a KeyUpdate of ours");
     }
 }
 
