@@ -10,9 +10,10 @@ use conformance::client::{Client, Hash, Kind, Person};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use link::mechanism as wire;
 use link::{Link, Outbox, Received, frames};
-use plugin_host::{Demands, Host, Ownership, Pool, Registry, Terms, vet};
+use plugin_host::{Demands, Host, Ownership, Pool, Registry, Terms, Watch, vet};
 use sasl::{EffectKind, Event, Facts, Input, Mechanism, MechanismName, Outcome, Proof, ScramKey, State, Status, Step};
 use std::hint::black_box;
+use std::time::Duration;
 
 /// Builds the bundled libraries with the profile of the bench and finds the one called `id`.
 fn library(id: &str) -> PathBuf {
@@ -122,7 +123,9 @@ fn scram(criterion: &mut Criterion) {
 
 /// Both sides in one thread: what is encoded, sent, stepped, answered, decoded.
 fn host(criterion: &mut Criterion) {
-    let mut host = Host::new(registry(), |_| String::new(), Pool::start().expect("threads")).expect("our own library");
+    let watch = Watch::new(None).expect("descriptors");
+    let pool = Pool::start(&watch).expect("threads");
+    let mut host = Host::new(registry(), |_| String::new(), watch, pool).expect("our own library");
     let (here, there) = Link::pair().expect("a pair of sockets");
     host.add(there);
     let (mut outbox, mut packet) = (Outbox::new(1 << 20), Vec::new());
@@ -147,10 +150,10 @@ fn host(criterion: &mut Criterion) {
             for event in &events {
                 for exchange in 0..64 {
                     let step = wire::Step { exchange, session: 1, unix_ms: 0, entropy: &[], event: event.clone() };
-                    outbox.push(wire::STEP, exchange, |to| step.encode(to)).expect("room");
+                    outbox.push_sized(wire::STEP, exchange, step.octets_max(), |to| step.encode(to)).expect("room");
                 }
                 outbox.flush(&here).expect("the host is there");
-                host.turn();
+                host.turn(Duration::ZERO);
                 let mut answers = 0;
                 while let Received::Packet { .. } = here.receive(&mut packet).expect("the host is there") {
                     let frames = frames(&packet).flatten().filter(|frame| frame.kind == wire::ANSWER);
@@ -160,7 +163,7 @@ fn host(criterion: &mut Criterion) {
             }
             for exchange in 0..64u64 {
                 let ended = |to: &mut Vec<u8>| to.extend_from_slice(&exchange.to_le_bytes());
-                outbox.push(wire::FINISH, 0, ended).expect("room");
+                outbox.push_sized(wire::FINISH, 0, 8, ended).expect("room");
             }
         });
     });

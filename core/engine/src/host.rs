@@ -372,6 +372,10 @@ impl Host for TurnHost<'_> {
         }
     }
 
+    fn reuse(&mut self, answer: sasl::OwnedStep) {
+        self.local.steps.reuse(answer);
+    }
+
     fn finish(&mut self) {
         self.local.steps.finish(self.token);
     }

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use link::mechanism::{self as wire, ANSWER, DESCRIPTION, Description, FINISH, STEP, WORDS};
 use link::{Link, Outbox, Received, frames};
 use plugin_host::{Remote, RemoteLibrary};
-use sasl::{Event, FailureClass, Flat, Input, Mechanism, MechanismName, OwnedStep, Runner, Secret, Step, Traits};
+use sasl::{
+    Event, FailureClass, Flat, Input, Mechanism, MechanismName, OwnedStep, Runner, ScramKey, Secret, Step, Traits,
+};
 use smtp::host::Outcome;
 
 use crate::slab::{GenSlab, Token};
@@ -24,6 +26,9 @@ use crate::slab::{GenSlab, Token};
 pub const ANSWER_MS_MAX: u64 = 5_000;
 /// Unsent steps for one process.
 const OUTBOX_OCTETS_MAX: usize = 1 << 20;
+/// Buffers kept for answers, and the largest of them.
+const SPARE_MAX: usize = 256;
+const SPARE_OCTETS_MAX: usize = 1024;
 /// Lines of libraries that wait for the log; more are lost.
 const WORDS_MAX: usize = 64;
 
@@ -37,6 +42,8 @@ pub struct Steps {
     /// Links so far.
     hosts: u32,
     packet: Vec<u8>,
+    /// Buffers of answers that were read.
+    spare: Vec<Secret>,
     words: Vec<Words>,
 }
 
@@ -98,6 +105,7 @@ impl Steps {
             exchanges: HashMap::new(),
             hosts: 0,
             packet: Vec::new(),
+            spare: Vec::new(),
             words: Vec::new(),
         }
     }
@@ -139,15 +147,19 @@ impl Steps {
             (false, Some(place)) => Some(place.host),
             (false, None) => return Err(temporary("the process that kept the exchange has ended")),
         };
-        // Sized once: a buffer that grows leaves copies of the password behind.
-        let payload = Secret::new(Vec::with_capacity(octets_max(input, mechanism.name())));
-        let (mechanism, traits) = (*mechanism.name(), mechanism.traits().clone());
-        let id = self.pending.insert(Pending { session, runner, host, payload, mechanism, traits });
-        let Some(pending) = self.pending.get_mut(id) else { return Err(temporary("no room")) };
-        encode(session, &mechanism, input, pending.payload.buffer());
+        let (name, traits) = (*mechanism.name(), mechanism.traits().clone());
+        let id =
+            self.pending.insert(Pending { session, runner, host, payload: Secret::default(), mechanism: name, traits });
+        let step = wire_step(session, &name, input);
+        let write = |to: &mut Vec<u8>| step.encode(to);
         let said = match host {
-            Some(number) => self.say(id, number, start),
+            Some(number) => self.say(id, number, start, step.octets_max(), write),
             None => {
+                if let Some(pending) = self.pending.get_mut(id) {
+                    // Sized once: a buffer that grows leaves copies of the password behind.
+                    pending.payload = Secret::new(Vec::with_capacity(step.octets_max()));
+                    write(pending.payload.buffer());
+                }
                 self.library(runner).waiting.push(id);
                 true
             }
@@ -166,7 +178,7 @@ impl Steps {
         if let Some(host) = library.hosts.iter_mut().find(|host| host.number == place.host) {
             host.exchanges = host.exchanges.saturating_sub(1);
             // Without room it is too slow to be told; it bounds what it keeps by itself.
-            let _ = host.outbox.push(FINISH, 0, |to| to.extend_from_slice(&session.word().to_le_bytes()));
+            let _ = host.outbox.push_sized(FINISH, 0, 8, |to| to.extend_from_slice(&session.word().to_le_bytes()));
         }
         library.close_old();
     }
@@ -227,6 +239,14 @@ impl Steps {
         self.packet = packet;
     }
 
+    /// An answer was read: the next one may have its buffer.
+    pub fn reuse(&mut self, answer: OwnedStep) {
+        let buffer = answer.into_buffer();
+        if self.spare.len() < SPARE_MAX && buffer.room() <= SPARE_OCTETS_MAX {
+            self.spare.push(buffer);
+        }
+    }
+
     /// What libraries logged since the last call.
     pub fn take_words(&mut self) -> Vec<Words> {
         std::mem::take(&mut self.words)
@@ -277,7 +297,8 @@ impl Steps {
         }
         let Some(Pending { session, mechanism, traits, .. }) = self.pending.remove(id) else { return };
         let wire::Answer { action, arg, last, parts } = *answer;
-        let step = OwnedStep::new(Flat { action, arg, last, parts }, &traits);
+        let buffer = self.spare.pop().unwrap_or_default();
+        let step = OwnedStep::new(Flat { action, arg, last, parts }, &traits, buffer);
         let broken = match &step {
             None => true,
             Some(step) => matches!(step.step(), Step::Failure { class: FailureClass::Internal, .. }),
@@ -305,20 +326,27 @@ impl Steps {
         for id in std::mem::take(&mut library.waiting) {
             if let Some(pending) = self.pending.get_mut(id) {
                 pending.host = Some(number);
+                let payload = std::mem::take(&mut pending.payload);
+                let octets = payload.expose();
                 // What does not fit stays without answer until its deadline.
-                self.say(id, number, true);
+                self.say(id, number, true, octets.len(), |to| to.extend_from_slice(octets));
             }
         }
     }
 
-    /// Puts a pending step into its process' outbox.
-    fn say(&mut self, id: Token, number: u32, start: bool) -> bool {
-        let Some(pending) = self.pending.get_mut(id) else { return false };
-        let Pending { session, runner, .. } = *pending;
-        let payload = std::mem::take(&mut pending.payload);
+    /// Puts a pending step of at most so many octets into its process' outbox.
+    fn say(
+        &mut self,
+        id: Token,
+        number: u32,
+        start: bool,
+        octets_max: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        let Some(&mut Pending { session, runner, .. }) = self.pending.get_mut(id) else { return false };
         let host = self.library(runner).hosts.iter_mut().find(|host| host.number == number);
         let Some(host) = host else { return false };
-        let said = host.outbox.push(STEP, id.word(), |to| to.extend_from_slice(payload.expose())).is_ok();
+        let said = host.outbox.push_sized(STEP, id.word(), octets_max, write).is_ok();
         if said && start {
             host.exchanges += 1;
             self.exchanges.insert(session.word(), Place { runner, host: number });
@@ -379,24 +407,8 @@ impl Library {
 /// Numbers of links in polls.
 const HOSTS: u32 = 1 << 20;
 
-/// An upper bound of the encoded step.
-fn octets_max(input: &Input<'_>, name: &MechanismName) -> usize {
-    const FIXED: usize = 128;
+fn wire_step<'a>(session: Token, name: &'a MechanismName, input: &Input<'a>) -> wire::Step<'a> {
     let facts = input.facts;
-    let texts = facts.server_name.len() + facts.listener.len() + facts.sni.len() + name.as_str().len();
-    let data = match &input.event {
-        Event::Outcome(outcome) => {
-            let scram = |key: sasl::ScramKey<'_>| key.salt.len() + key.stored_key.len() + key.server_key.len();
-            outcome.data.len() + outcome.scram.map_or(0, scram)
-        }
-        _ => input.message.len(),
-    };
-    FIXED + texts + input.entropy.len() + data
-}
-
-fn encode(session: Token, name: &MechanismName, input: &Input<'_>, to: &mut Vec<u8>) {
-    let facts = input.facts;
-    let keys: Secret;
     let event = match &input.event {
         Event::Start { initial } => wire::Event::Start {
             mechanism: name.as_str(),
@@ -416,21 +428,18 @@ fn encode(session: Token, name: &MechanismName, input: &Input<'_>, to: &mut Vec<
         Event::Message | Event::Resume => wire::Event::Message(input.message),
         Event::Outcome(outcome) => {
             let (effect, status, proof) = (outcome.effect as u32, outcome.status as u32, outcome.proof.0);
-            let scram = outcome.scram.map(|key| link::directory::Scram {
-                iterations: key.iterations,
-                salt_octets: key.salt.len() as u16,
-                hash_octets: key.stored_key.len() as u16,
+            let data = outcome.data;
+            let scram = outcome.scram.map(|ScramKey { iterations, salt, stored_key, server_key }| wire::Scram {
+                iterations,
+                salt,
+                stored_key,
+                server_key,
             });
-            keys = Secret::new(match outcome.scram {
-                Some(key) => [key.salt, key.stored_key, key.server_key].concat(),
-                None => Vec::new(),
-            });
-            let data = if scram.is_some() { keys.expose() } else { outcome.data };
             wire::Event::Outcome { effect, status, proof, data, scram }
         }
     };
     let Input { exchange, unix_ms, entropy, .. } = *input;
-    wire::Step { exchange: session.word(), session: exchange, unix_ms, entropy, event }.encode(to);
+    wire::Step { exchange: session.word(), session: exchange, unix_ms, entropy, event }
 }
 
 #[cfg(test)]

@@ -147,16 +147,36 @@ impl Outbox {
         fds: Vec<OwnedFd>,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Full> {
-        write(&mut self.payload);
-        let pushed = self.push_payload(kind, id, fds);
-        wipe(&mut self.payload);
-        self.payload.clear();
+        let mut payload = std::mem::take(&mut self.payload);
+        write(&mut payload);
+        let pushed = self.append(kind, id, fds, payload.len(), |to| to.extend_from_slice(&payload));
+        wipe(&mut payload);
+        payload.clear();
+        self.payload = payload;
         pushed
     }
 
-    fn push_payload(&mut self, kind: u16, id: u64, fds: Vec<OwnedFd>) -> Result<(), Full> {
-        let octets = FRAME_HEAD_OCTETS + self.payload.len();
-        let length = u32::try_from(self.payload.len()).map_err(|_| Full)?;
+    /// As [`Self::push`], for a payload that is known to have at most `octets_max`: `write` appends it to the packet
+    /// that it leaves with, and never to a buffer that must grow. More octets than that are [`Full`].
+    pub fn push_sized(
+        &mut self,
+        kind: u16,
+        id: u64,
+        octets_max: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Full> {
+        self.append(kind, id, Vec::new(), octets_max, write)
+    }
+
+    fn append(
+        &mut self,
+        kind: u16,
+        id: u64,
+        fds: Vec<OwnedFd>,
+        octets_max: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Full> {
+        let octets = FRAME_HEAD_OCTETS.saturating_add(octets_max);
         if octets > PACKET_OCTETS_MAX || self.octets + octets > self.octets_max || fds.len() > FDS_MAX {
             return Err(Full);
         }
@@ -168,14 +188,27 @@ impl Outbox {
             packet.reserve(octets.max(512));
             self.packets.push_back(Packet { octets: packet, fds });
         }
-        if let Some(Packet { octets: packet, .. }) = self.packets.back_mut() {
-            grow(packet, octets);
-            packet.extend_from_slice(&length.to_le_bytes());
-            packet.extend_from_slice(&kind.to_le_bytes());
-            packet.extend_from_slice(&id.to_le_bytes());
-            packet.extend_from_slice(&self.payload);
+        let Some(Packet { octets: packet, .. }) = self.packets.back_mut() else { return Err(Full) };
+        grow(packet, octets);
+        let start = packet.len();
+        packet.extend_from_slice(&[0; 4]);
+        packet.extend_from_slice(&kind.to_le_bytes());
+        packet.extend_from_slice(&id.to_le_bytes());
+        write(packet);
+        let written = packet.len() - start;
+        if written > octets {
+            wipe(packet.get_mut(start..).unwrap_or_default());
+            packet.truncate(start);
+            if start == 0 {
+                self.packets.pop_back();
+            }
+            return Err(Full);
         }
-        self.octets += octets;
+        let length = (written - FRAME_HEAD_OCTETS) as u32;
+        if let Some(head) = packet.get_mut(start..start + 4) {
+            head.copy_from_slice(&length.to_le_bytes());
+        }
+        self.octets += written;
         Ok(())
     }
 
@@ -299,6 +332,22 @@ mod tests {
         assert_eq!(outbox.push(1, 0, |to| to.resize(FRAME_PAYLOAD_OCTETS_MAX + 1, 0)), Err(Full));
         outbox.push(1, 0, |to| to.resize(FRAME_PAYLOAD_OCTETS_MAX, 0)).unwrap();
         assert!(outbox.flush(&here).unwrap());
+    }
+
+    #[test]
+    fn a_sized_payload_is_sent_as_it_is_and_never_longer() {
+        let (here, there) = Link::pair().unwrap();
+        let mut outbox = Outbox::new(200);
+        assert_eq!(outbox.push_sized(1, 0, 3, |to| to.extend_from_slice(b"four")), Err(Full));
+        assert!(outbox.is_empty() && outbox.len() == 0);
+        outbox.push_sized(1, 1, 9, |to| to.extend_from_slice(b"four")).unwrap();
+        assert_eq!(outbox.push_sized(1, 2, 3, |to| to.extend_from_slice(b"four")), Err(Full));
+        assert_eq!(outbox.push_sized(1, 3, 190, |_| ()), Err(Full), "what it may have counts before it is written");
+        outbox.push_sized(1, 4, 0, |_| ()).unwrap();
+        assert_eq!(outbox.len(), 2 * FRAME_HEAD_OCTETS + 4);
+        assert!(outbox.flush(&here).unwrap());
+        let got: Vec<_> = receive_all(&there).into_iter().map(|(_, id, payload, _)| (id, payload)).collect();
+        assert_eq!(got, [(1, b"four".to_vec()), (4, Vec::new())]);
     }
 
     #[test]

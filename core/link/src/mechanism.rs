@@ -66,9 +66,22 @@ pub enum Event<'a> {
         proof: u32,
         /// Key, error and the like.
         data: &'a [u8],
-        /// SCRAM keys: iterations, octets of salt and of each key in `data`.
-        scram: Option<crate::directory::Scram>,
+        /// SCRAM keys.
+        scram: Option<Scram<'a>>,
     },
+}
+
+/// What is kept of a password for SCRAM (RFC 5802 §3).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Scram<'a> {
+    /// How often it was hashed.
+    pub iterations: u32,
+    /// With what.
+    pub salt: &'a [u8],
+    /// StoredKey.
+    pub stored_key: &'a [u8],
+    /// ServerKey.
+    pub server_key: &'a [u8],
 }
 
 /// The connection.
@@ -136,6 +149,24 @@ pub struct Described<'a> {
 }
 
 impl<'a> Step<'a> {
+    /// What [`Self::encode`] appends at most.
+    pub fn octets_max(&self) -> usize {
+        /// All that has one length, and the lengths of the rest.
+        const FIXED: usize = 128;
+        let event = match &self.event {
+            Event::Start { mechanism, initial, facts } => {
+                let texts = mechanism.len() + facts.server_name.len() + facts.listener.len() + facts.sni.len();
+                texts + initial.map_or(0, <[u8]>::len)
+            }
+            Event::Message(message) => message.len(),
+            Event::Outcome { data, scram, .. } => {
+                let keys = |key: Scram<'_>| key.salt.len() + key.stored_key.len() + key.server_key.len();
+                data.len() + scram.map_or(0, keys)
+            }
+        };
+        FIXED + self.entropy.len() + event
+    }
+
     /// Appends the payload.
     pub fn encode(&self, to: &mut Vec<u8>) {
         to.put_u64(self.exchange);
@@ -169,8 +200,7 @@ impl<'a> Step<'a> {
                 to.put_bytes(data);
                 to.put_option(*scram, |to, scram| {
                     to.put_u32(scram.iterations);
-                    to.put_u16(scram.salt_octets);
-                    to.put_u16(scram.hash_octets);
+                    [scram.salt, scram.stored_key, scram.server_key].iter().for_each(|part| to.put_bytes(part));
                 });
             }
         }
@@ -204,11 +234,9 @@ impl<'a> Step<'a> {
                 proof: from.u32()?,
                 data: from.bytes()?,
                 scram: from.option(|from| {
-                    Ok(crate::directory::Scram {
-                        iterations: from.u32()?,
-                        salt_octets: from.u16()?,
-                        hash_octets: from.u16()?,
-                    })
+                    let iterations = from.u32()?;
+                    let (salt, stored_key, server_key) = (from.bytes()?, from.bytes()?, from.bytes()?);
+                    Ok(Scram { iterations, salt, stored_key, server_key })
                 })?,
             },
             _ => return Err(BadPacket::Value("event")),
@@ -219,6 +247,13 @@ impl<'a> Step<'a> {
 }
 
 impl<'a> Answer<'a> {
+    /// What [`Self::encode`] appends.
+    pub fn octets(&self) -> usize {
+        /// Three numbers, three lengths.
+        const FIXED: usize = 4 + 4 + 1 + 3 * 4;
+        FIXED + self.parts.iter().map(|part| part.len()).sum::<usize>()
+    }
+
     /// Appends the payload.
     pub fn encode(&self, to: &mut Vec<u8>) {
         to.put_u32(self.action);
@@ -290,17 +325,19 @@ mod tests {
             listener: "submission",
             sni: "",
         };
-        let scram = crate::directory::Scram { iterations: 4096, salt_octets: 16, hash_octets: 32 };
+        let scram = Scram { iterations: 4096, salt: &[1; 16], stored_key: &[2; 32], server_key: &[3; 32] };
         let events = [
             Event::Start { mechanism: "PLAIN", initial: Some(b"\0a\0b"), facts },
             Event::Start { mechanism: "PLAIN", initial: None, facts },
             Event::Message(b"x"),
             Event::Outcome { effect: 17, status: 0, proof: 1, data: b"key", scram: Some(scram) },
+            Event::Outcome { effect: 17, status: 0, proof: 1, data: b"key", scram: None },
         ];
         for event in events {
             let step = Step { exchange: 7, session: 8, unix_ms: 9, entropy: &[3; 64], event };
             let mut octets = Vec::new();
             step.encode(&mut octets);
+            assert!(octets.len() <= step.octets_max());
             assert!(Step::decode(&octets) == Ok(step.clone()));
             for end in 0..octets.len() {
                 assert!(Step::decode(&octets[..end]).is_err());
@@ -309,6 +346,7 @@ mod tests {
         let answer = Answer { action: 17, arg: 3, last: true, parts: [b"a", b"", b"ccc"] };
         let mut octets = Vec::new();
         answer.encode(&mut octets);
+        assert_eq!(octets.len(), answer.octets());
         assert!(Answer::decode(&octets) == Ok(answer));
         assert!(Answer::decode(&octets[1..]).is_err());
         let described = Described {

@@ -265,10 +265,8 @@ const NETWORK: &[Rule] = &[
     (libc::SYS_select, Action::Allow),
     (libc::SYS_pselect6, Action::Allow),
     (libc::SYS_epoll_create1, Action::Allow),
-    (libc::SYS_epoll_ctl, Action::Allow),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_epoll_wait, Action::Allow),
-    (libc::SYS_epoll_pwait, Action::Allow),
     (libc::SYS_eventfd2, Action::Allow),
     (libc::SYS_pipe2, Action::Allow),
     (libc::SYS_uname, Action::Allow),
@@ -343,6 +341,8 @@ const SERVING: &[Rule] = &[
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_poll, Action::Allow),
     (libc::SYS_ppoll, Action::Allow),
+    (libc::SYS_epoll_ctl, Action::Allow),
+    (libc::SYS_epoll_pwait, Action::Allow),
     (libc::SYS_close, Action::Allow),
     (libc::SYS_fcntl, Action::Allow),
     (libc::SYS_ioctl, Action::Allow),

@@ -9,7 +9,8 @@ use sasl::{
     Event, Facts, FailureClass, Flat, Input, Mechanism, Outcome, Proof, ScramKey, Secret, State, Status, Step, Traits,
 };
 
-/// It lives as long as the shard wants it; `drop_state` is called with its end.
+/// It lives as long as the shard wants it; `drop_state` is called with its end. What it is made of serves the next
+/// one ([`Exchange::begin`] after [`Exchange::end`]), so that an exchange allocates nothing.
 pub(crate) struct Exchange {
     mechanism: Arc<dyn Mechanism>,
     state: State,
@@ -25,9 +26,9 @@ struct OwnedFacts {
     plus_offered: bool,
     channel_bindings: u32,
     client_ip: IpAddr,
-    server_name: Box<str>,
-    listener: Box<str>,
-    sni: Box<str>,
+    /// Server name, listener, SNI.
+    texts: String,
+    lengths: [usize; 2],
 }
 
 impl Drop for Exchange {
@@ -38,26 +39,59 @@ impl Drop for Exchange {
 
 /// What a step came to.
 pub(crate) enum Stepped {
-    /// `to` has the encoded answer.
+    /// The answer was handed over.
     Answered,
     /// The rest of it takes long: to be taken again, with `resume`, where nobody waits.
     Offload,
 }
 
+/// Longer messages' buffers are not kept for the next exchange.
+const MESSAGE_KEPT_OCTETS: usize = 1024;
+
 impl Exchange {
     pub fn new(mechanism: &Arc<dyn Mechanism>, facts: &wire::Facts<'_>) -> Self {
-        let mut state = State::default();
-        state.prepare(mechanism.traits().state_octets);
         let (mechanism, message) = (Arc::clone(mechanism), Secret::default());
-        Self { mechanism, state, message, facts: OwnedFacts::of(facts) }
+        let mut this = Self { mechanism, state: State::default(), message, facts: OwnedFacts::of(facts) };
+        this.state.prepare(this.traits().state_octets);
+        this
+    }
+
+    /// Another one begins here; the last one has ended.
+    pub fn begin(&mut self, mechanism: &Arc<dyn Mechanism>, facts: &wire::Facts<'_>) {
+        if !Arc::ptr_eq(&self.mechanism, mechanism) {
+            self.mechanism = Arc::clone(mechanism);
+        }
+        self.state.prepare(mechanism.traits().state_octets);
+        self.facts.set(facts);
+    }
+
+    /// It is over; nothing of it is left.
+    pub fn end(&mut self) {
+        self.mechanism.finish(&mut self.state);
+        self.state.wipe();
+        self.forget_message();
+    }
+
+    fn forget_message(&mut self) {
+        if self.message.room() > MESSAGE_KEPT_OCTETS {
+            self.message = Secret::default();
+        } else if !self.message.expose().is_empty() {
+            self.message.wipe();
+        }
     }
 
     pub fn traits(&self) -> &Traits {
         self.mechanism.traits()
     }
 
-    /// Takes a step and appends its encoded answer.
-    pub fn step(&mut self, step: &wire::Step<'_>, resume: bool, scratch: &mut [u8], to: &mut Vec<u8>) -> Stepped {
+    /// Takes a step and hands its answer over. Of `scratch` the mechanism gets what it has declared, no more.
+    pub fn step(
+        &mut self,
+        step: &wire::Step<'_>,
+        resume: bool,
+        scratch: &mut [u8],
+        answer: impl FnOnce(&wire::Answer<'_>),
+    ) -> Stepped {
         let event = match &step.event {
             _ if resume => Event::Resume,
             wire::Event::Start { initial, .. } => {
@@ -70,13 +104,14 @@ impl Exchange {
             }
             wire::Event::Outcome { effect, status, proof, data, scram } => {
                 let Some(effect) = sasl::EffectKind::from_abi(*effect) else {
-                    failure(FailureClass::Internal, b"an effect of a later time", to);
+                    answer(&failure(FailureClass::Internal, b"an effect of a later time"));
                     return Stepped::Answered;
                 };
-                let scram = scram.and_then(|layout| {
-                    let (salt, keys) = data.split_at_checked(usize::from(layout.salt_octets))?;
-                    let (stored_key, server_key) = keys.split_at_checked(usize::from(layout.hash_octets))?;
-                    Some(ScramKey { iterations: layout.iterations, salt, stored_key, server_key })
+                let scram = scram.map(|wire::Scram { iterations, salt, stored_key, server_key }| ScramKey {
+                    iterations,
+                    salt,
+                    stored_key,
+                    server_key,
                 });
                 let (status, proof) = (Status::from_abi(*status), Proof(*proof));
                 Event::Outcome(Outcome { effect, status, proof, data, scram })
@@ -91,56 +126,75 @@ impl Exchange {
             unix_ms: step.unix_ms,
             exchange: step.session,
         };
-        let stepped = match self.mechanism.step(&mut self.state, input, scratch) {
-            Step::Offload => Stepped::Offload,
-            said => {
-                encode(&said, to);
-                Stepped::Answered
-            }
-        };
-        scratch.fill(0);
-        stepped
+        let octets = self.mechanism.traits().output_octets_max.min(scratch.len());
+        let scratch = scratch.get_mut(..octets).unwrap_or_default();
+        let said = self.mechanism.step(&mut self.state, input, scratch);
+        if let Step::Offload = said {
+            sasl::wipe(scratch);
+            return Stepped::Offload;
+        }
+        answer(&flat(&said));
+        // An effect's outcome comes with the message that it is for. Else the message has had its answer.
+        let is_done = !matches!(said, Step::Effect(_));
+        sasl::wipe(scratch);
+        if is_done {
+            self.forget_message();
+        }
+        Stepped::Answered
     }
 }
 
-/// Appends an encoded failure in the host's own words.
-pub(crate) fn failure(class: FailureClass, why: &'static [u8], to: &mut Vec<u8>) {
-    encode(&Step::Failure { class, data: None, diagnosis: why }, to);
+/// A failure in the host's own words.
+pub(crate) fn failure(class: FailureClass, why: &'static [u8]) -> wire::Answer<'static> {
+    flat(&Step::Failure { class, data: None, diagnosis: why })
 }
 
-fn encode(step: &Step<'_>, to: &mut Vec<u8>) {
+fn flat<'a>(step: &Step<'a>) -> wire::Answer<'a> {
     let Flat { action, arg, last, parts } = Flat::from(step);
-    // A buffer that grows leaves copies of a password behind.
-    to.reserve(64 + parts.iter().map(|part| part.len()).sum::<usize>());
-    wire::Answer { action, arg, last, parts }.encode(to);
+    wire::Answer { action, arg, last, parts }
 }
 
 impl OwnedFacts {
     fn of(facts: &wire::Facts<'_>) -> Self {
-        Self {
-            tls: facts.tls,
-            tls_version: facts.tls_version,
-            client_certificate: facts.client_certificate,
-            plus_offered: facts.plus_offered,
-            channel_bindings: facts.channel_bindings,
+        let mut this = Self {
+            tls: false,
+            tls_version: 0,
+            client_certificate: false,
+            plus_offered: false,
+            channel_bindings: 0,
             client_ip: facts.client_ip,
-            server_name: facts.server_name.into(),
-            listener: facts.listener.into(),
-            sni: facts.sni.into(),
-        }
+            texts: String::new(),
+            lengths: [0; 2],
+        };
+        this.set(facts);
+        this
+    }
+
+    fn set(&mut self, facts: &wire::Facts<'_>) {
+        let wire::Facts { tls, tls_version, client_certificate, plus_offered, channel_bindings, client_ip, .. } =
+            *facts;
+        let mut texts = std::mem::take(&mut self.texts);
+        texts.clear();
+        [facts.server_name, facts.listener, facts.sni].iter().for_each(|text| texts.push_str(text));
+        let lengths = [facts.server_name.len(), facts.listener.len()];
+        *self =
+            Self { tls, tls_version, client_certificate, plus_offered, channel_bindings, client_ip, texts, lengths };
     }
 
     fn borrow(&self, session: u64) -> Facts<'_> {
+        let [server_name, listener] = self.lengths;
+        let (server_name, rest) = self.texts.split_at_checked(server_name).unwrap_or_default();
+        let (listener, sni) = rest.split_at_checked(listener).unwrap_or_default();
         Facts {
             tls: self.tls,
             tls_version: self.tls_version,
             client_certificate: self.client_certificate,
             plus_offered: self.plus_offered,
             channel_bindings: self.channel_bindings,
-            server_name: &self.server_name,
+            server_name,
             client_ip: self.client_ip,
-            listener: &self.listener,
-            sni: &self.sni,
+            listener,
+            sni,
             session,
         }
     }

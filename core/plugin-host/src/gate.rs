@@ -54,7 +54,7 @@ pub struct Complaint<'a> {
 pub type Complain = Arc<dyn Fn(&Complaint<'_>) + Send + Sync>;
 
 /// No counter of a processor is slower than 500 MHz: fewer ticks are less than [`STEP_TOLD`], and need no clock.
-const TICKS_LOOKED_AT: u64 = 500_000;
+pub(crate) const TICKS_LOOKED_AT: u64 = 500_000;
 
 /// Ties ticks to time: what a tick is worth follows from how many there were since this process has mechanisms.
 struct Epoch {

@@ -6,16 +6,15 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use link::mechanism as wire;
-use rustix::event::{EventfdFlags, eventfd};
 use sasl::{FailureClass, Secret};
 
 use crate::exchange::{Exchange, Stepped, failure};
+use crate::watch::{Bell, Watch};
 
 /// Steps that take long at the same time.
 pub const THREADS: usize = 8;
@@ -47,8 +46,8 @@ pub struct Pool(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     more: Condvar,
-    /// Readable when something has come back.
-    bell: OwnedFd,
+    /// Rung when something has come back.
+    bell: Bell,
 }
 
 #[derive(Default)]
@@ -59,10 +58,9 @@ struct Queue {
 
 impl Pool {
     /// Starts the threads, and waits until each has begun: what a thread asks of the system before that, a filter
-    /// that comes meanwhile would refuse it.
-    pub fn start() -> io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        let shared = Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), bell });
+    /// that comes meanwhile would refuse it. What they have done wakes whoever waits with `watch`.
+    pub fn start(watch: &Watch) -> io::Result<Self> {
+        let shared = Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), bell: watch.bell() });
         let (begun, all) = channel();
         for _ in 0..THREADS {
             let (shared, begun) = (Arc::clone(&shared), begun.clone());
@@ -100,14 +98,7 @@ impl Pool {
 
     /// What has come back.
     pub(crate) fn done(&self) -> Vec<Done> {
-        // Rung once, however often; nothing to read means nothing to be taken.
-        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
         std::mem::take(&mut self.0.lock().done)
-    }
-
-    /// Readable when something has come back.
-    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
-        self.0.bell.as_fd()
     }
 }
 
@@ -130,7 +121,7 @@ impl Shared {
             drop(queue);
             let done = run(job, &mut scratch);
             self.lock().done.push(done);
-            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+            self.bell.ring();
         }
     }
 }
@@ -139,8 +130,12 @@ fn run(job: Job, scratch: &mut Secret) -> Done {
     let Job { ticket, mut exchange, step, resume } = job;
     let octets = exchange.traits().output_octets_max;
     scratch.buffer().resize(octets, 0);
-    // Room for the longest answer: a buffer that grows leaves copies behind.
-    let mut answer = Vec::with_capacity(octets + exchange.traits().message_octets_max + 64);
+    let mut encoded = Secret::default();
+    let mut answer = |answer: &wire::Answer<'_>| {
+        // A buffer that grows leaves copies of a password behind.
+        encoded = Secret::new(Vec::with_capacity(answer.octets()));
+        answer.encode(encoded.buffer());
+    };
     match wire::Step::decode(step.expose()) {
         Ok(step) => {
             let mut stepped = exchange.step(&step, resume, scratch.buffer(), &mut answer);
@@ -149,10 +144,10 @@ fn run(job: Job, scratch: &mut Secret) -> Done {
                 stepped = exchange.step(&step, true, scratch.buffer(), &mut answer);
             }
             if matches!(stepped, Stepped::Offload) {
-                failure(FailureClass::Internal, b"the mechanism answered RESUME with OFFLOAD", &mut answer);
+                answer(&failure(FailureClass::Internal, b"the mechanism answered RESUME with OFFLOAD"));
             }
         }
-        Err(_) => failure(FailureClass::Internal, b"a step that is none", &mut answer),
+        Err(_) => answer(&failure(FailureClass::Internal, b"a step that is none")),
     }
-    Done { ticket, exchange, answer: Secret::new(answer) }
+    Done { ticket, exchange, answer: encoded }
 }

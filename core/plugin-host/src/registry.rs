@@ -232,11 +232,11 @@ impl Registry {
 
     /// What the libraries logged since the last call, each with its id.
     pub fn take_log(&self) -> Vec<(String, LogLine)> {
-        let lines = |loaded: &Loaded| {
-            let id = loaded.library.id.clone();
-            loaded.library.take_log().into_iter().map(move |line| (id.clone(), line)).collect::<Vec<_>>()
-        };
-        self.loaded.iter().flat_map(lines).collect()
+        let mut all = Vec::new();
+        for Loaded { library, .. } in &self.loaded {
+            all.extend(library.take_log().into_iter().map(|line| (library.id.clone(), line)));
+        }
+        all
     }
 
     fn find(&self, name: &MechanismName) -> Option<(&Loaded, usize)> {

@@ -11,17 +11,20 @@
 //! is over and its thread lost, and without any thread left the process has to end ([`Host::is_stuck`]).
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use link::mechanism::{self as wire, Described, Description};
-use link::{Link, Outbox, Received, frames, sys};
+use link::{Link, Outbox, frames, sys};
 use sasl::{FailureClass, Mechanism, MechanismName, Secret, flag};
 
 use crate::exchange::{Exchange, Stepped, failure};
+use crate::ffi::ticks;
+use crate::gate::TICKS_LOOKED_AT;
+use crate::numbered::Numbered;
+use crate::peers::{Peer, Peers};
 use crate::pool::{Done, Job, Pool, THREADS};
-use crate::{LoadError, LogLine, Registry, Unfit};
+use crate::{LoadError, LogLine, Registry, Unfit, Watch};
 
 /// Longest step.
 pub const STEP_MS_MAX: u32 = 1000;
@@ -33,19 +36,18 @@ const EXCHANGES_MAX: usize = 100_000;
 const OUTBOX_OCTETS_MAX: usize = 4 << 20;
 /// How deep a step goes; what it leaves on the stack is wiped.
 const STACK_OCTETS: usize = 16 * 1024;
-/// Packets read from one shard before the others have their turn.
-const PACKETS_PER_TURN: usize = 16;
+/// Exchanges that are over and kept for the next ones.
+const SPARE_MAX: usize = 256;
 
 /// The mechanisms of this process and who uses them.
 pub struct Host {
     registry: Registry,
     /// Our own, for the log.
     words: Vec<LogLine>,
-    mechanisms: HashMap<MechanismName, Arc<dyn Mechanism>>,
+    /// A few; looked through faster than hashed.
+    mechanisms: Vec<Arc<dyn Mechanism>>,
     description: Vec<u8>,
-    peers: Vec<Peer>,
-    /// Peers so far.
-    numbers: u64,
+    shards: Peers<Exchanges>,
     exchanges: usize,
     pool: Pool,
     /// Steps with the pool, by their tickets.
@@ -54,19 +56,18 @@ pub struct Host {
     tickets: u64,
     /// Threads that have had their time and are not back.
     stuck: usize,
-    scratch: Secret,
-    answer: Secret,
-    packet: Vec<u8>,
+    stepper: Stepper,
 }
 
-/// One shard of a worker.
-struct Peer {
-    number: u64,
-    link: Link,
-    outbox: Outbox,
-    exchanges: HashMap<u64, Place>,
-    closed: bool,
+/// What a step takes beside its exchange.
+struct Stepper {
+    scratch: Secret,
+    /// Made of exchanges that are over.
+    spare: Vec<Exchange>,
 }
+
+/// Those of one shard.
+type Exchanges = Numbered<Place>;
 
 enum Place {
     Here(Exchange),
@@ -76,7 +77,7 @@ enum Place {
 
 /// Who waits for a step of the pool.
 struct Away {
-    peer: u64,
+    shard: u64,
     exchange: u64,
     question: u64,
     since: Instant,
@@ -85,13 +86,18 @@ struct Away {
 impl Host {
     /// Makes every mechanism of the loaded libraries ready, with settings that `settings` has for its name. One that
     /// is not believed ([`Unfit::SelfAsserts`]) is left out, with a word to the log.
-    pub fn new(registry: Registry, settings: impl Fn(&MechanismName) -> String, pool: Pool) -> Result<Self, LoadError> {
-        let mut mechanisms = HashMap::new();
+    pub fn new(
+        registry: Registry,
+        settings: impl Fn(&MechanismName) -> String,
+        watch: Watch,
+        pool: Pool,
+    ) -> Result<Self, LoadError> {
+        let mut mechanisms = Vec::new();
         let listed = registry.list();
         let (mut described, mut words) = (Vec::new(), Vec::new());
         for one in listed.iter().flat_map(|library| &library.mechanisms) {
             match registry.mechanism(&one.name, &settings(&one.name)) {
-                Ok(mechanism) => drop(mechanisms.insert(one.name, mechanism)),
+                Ok(mechanism) => mechanisms.push(mechanism),
                 Err(error @ LoadError::Unfit { unfit: Unfit::SelfAsserts, .. }) => {
                     words.push(LogLine { level: 2, text: error.to_string() });
                     continue;
@@ -111,48 +117,26 @@ impl Host {
         }
         let mut description = Vec::new();
         Description { mechanisms: described }.encode(&mut description);
-        let octets = mechanisms.values().map(|mechanism| mechanism.traits().output_octets_max).max();
+        let octets = mechanisms.iter().map(|mechanism| mechanism.traits().output_octets_max).max();
         let scratch = Secret::new(vec![0; octets.unwrap_or_default()]);
         Ok(Self {
             registry,
             words,
             mechanisms,
             description,
-            peers: Vec::new(),
-            numbers: 0,
+            shards: Peers::new(watch, OUTBOX_OCTETS_MAX),
             exchanges: 0,
             pool,
             away: HashMap::new(),
             tickets: 0,
             stuck: 0,
-            scratch,
-            answer: Secret::default(),
-            packet: Vec::new(),
+            stepper: Stepper { scratch, spare: Vec::new() },
         })
     }
 
     /// A shard of a worker is there; it is told what there is.
     pub fn add(&mut self, link: Link) {
-        self.numbers += 1;
-        let (number, outbox) = (self.numbers, Outbox::new(OUTBOX_OCTETS_MAX));
-        let mut peer = Peer { number, link, outbox, exchanges: HashMap::new(), closed: false };
-        let description = &self.description;
-        let said = peer.outbox.push(wire::DESCRIPTION, 0, |to| to.extend_from_slice(description));
-        peer.flush();
-        if said.is_ok() {
-            self.peers.push(peer);
-        }
-    }
-
-    /// What to wait for; `true` where there is something to be sent, too.
-    pub fn interest(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
-        let peers = self.peers.iter().map(|peer| (peer.link.as_fd(), !peer.outbox.is_empty()));
-        peers.chain([(self.pool.bell(), false)])
-    }
-
-    /// When to look again, whatever comes.
-    pub fn look_at(&self) -> Option<Instant> {
-        self.away.values().map(|away| away.since + OFFLOAD_TIME).min()
+        self.shards.add(link, Exchanges::default(), wire::DESCRIPTION, &self.description);
     }
 
     /// Whether no thread is left for steps that may take long: the process is of no more use.
@@ -162,7 +146,7 @@ impl Host {
 
     /// Whether nobody is there any more.
     pub fn is_left(&self) -> bool {
-        self.peers.is_empty()
+        self.shards.is_empty()
     }
 
     /// Exchanges now.
@@ -170,124 +154,45 @@ impl Host {
         self.exchanges
     }
 
-    /// Takes what has come, steps, answers.
-    pub fn turn(&mut self) {
-        self.welcome_back();
-        self.give_up();
-        let mut packet = std::mem::take(&mut self.packet);
-        for mut peer in std::mem::take(&mut self.peers) {
-            for _ in 0..PACKETS_PER_TURN {
-                match peer.link.receive(&mut packet) {
-                    Ok(Received::Packet { .. }) => {
-                        self.packet(&mut peer, &packet);
-                        zeroize::zeroize_stack::<STACK_OCTETS>();
-                    }
-                    Ok(Received::WouldBlock) => break,
-                    Ok(Received::Closed) | Err(_) => {
-                        peer.closed = true;
-                        break;
-                    }
-                }
-                link::wipe(&mut packet);
-            }
-            self.tell_log(&mut peer);
-            peer.flush();
-            if peer.closed {
-                self.exchanges -= peer.exchanges.len();
-            } else {
-                self.peers.push(peer);
-            }
+    /// Waits for something to do, at most so long; takes what has come, steps, answers. `true`: who was to be waited
+    /// for outside of this crate has something to say.
+    pub fn turn(&mut self, patience: Duration) -> bool {
+        let first = self.away.values().map(|away| away.since + OFFLOAD_TIME).min();
+        let patience = first.map_or(patience, |at| patience.min(at.saturating_duration_since(Instant::now())));
+        let woken = self.shards.wait(patience);
+        if woken.bell {
+            self.welcome_back();
         }
-        self.packet = packet;
-    }
-
-    #[inline(never)]
-    fn packet(&mut self, peer: &mut Peer, packet: &[u8]) {
-        let mut armed = Instant::now();
-        sys::end_after_ms(STEP_MS_MAX);
-        for frame in frames(packet) {
-            if armed.elapsed() > Duration::from_millis(u64::from(STEP_MS_MAX) / 10) {
-                sys::end_after_ms(STEP_MS_MAX);
-                armed = Instant::now();
-            }
-            let done = match frame {
-                Ok(frame) if frame.kind == wire::STEP => match wire::Step::decode(frame.payload) {
-                    Ok(step) => {
-                        self.step(peer, frame.id, &step, frame.payload);
-                        true
-                    }
-                    Err(_) => false,
-                },
-                Ok(frame) if frame.kind == wire::FINISH => {
-                    let exchange = frame.payload.first_chunk().map(|octets| u64::from_le_bytes(*octets));
-                    let over = exchange.and_then(|exchange| peer.exchanges.remove(&exchange));
-                    self.exchanges -= usize::from(over.is_some());
-                    true
-                }
-                Ok(_) => true,
-                Err(_) => false,
-            };
-            // A shard that talks nonsense is left; it is one of ours, so this is a bug.
-            peer.closed |= !done;
+        if !self.away.is_empty() {
+            self.give_up();
         }
-        sys::end_after_ms(0);
-    }
-
-    fn step(&mut self, peer: &mut Peer, question: u64, step: &wire::Step<'_>, payload: &[u8]) {
-        if let wire::Event::Start { mechanism, facts, .. } = &step.event {
-            let mechanism = MechanismName::parse(mechanism.as_bytes()).and_then(|name| self.mechanisms.get(&name));
-            let Some(mechanism) = mechanism else {
-                return peer.refuse(question, FailureClass::Internal, b"no such mechanism in this process");
-            };
-            if peer.exchanges.remove(&step.exchange).is_some() {
-                self.exchanges -= 1;
-            }
-            if self.exchanges >= EXCHANGES_MAX {
-                return peer.refuse(question, FailureClass::Temporary, b"too many exchanges");
-            }
-            peer.exchanges.insert(step.exchange, Place::Here(Exchange::new(mechanism, facts)));
-            self.exchanges += 1;
-        }
-        let Some(Place::Here(exchange)) = peer.exchanges.get_mut(&step.exchange) else {
-            return peer.refuse(question, FailureClass::Temporary, b"the exchange is not known here");
-        };
-        let offload = exchange.traits().flags & flag::OFFLOAD_ALL != 0;
-        let answer = self.answer.buffer();
-        answer.clear();
-        if !offload && let Stepped::Answered = exchange.step(step, false, self.scratch.buffer(), answer) {
-            return peer.answer(question, &mut self.answer);
-        }
-        self.send_away(peer, question, step.exchange, payload, !offload);
-    }
-
-    /// Has a thread of the pool take a step.
-    fn send_away(&mut self, peer: &mut Peer, question: u64, exchange: u64, payload: &[u8], resume: bool) {
-        self.tickets += 1;
-        let ticket = self.tickets;
-        let Some(Place::Here(state)) = peer.exchanges.insert(exchange, Place::Away(ticket)) else { return };
-        let mut step = Secret::default();
-        step.set(payload);
-        if self.pool.take(Job { ticket, exchange: state, step, resume }) {
-            self.away.insert(ticket, Away { peer: peer.number, exchange, question, since: Instant::now() });
-        } else {
-            peer.exchanges.remove(&exchange);
-            self.exchanges -= 1;
-            peer.refuse(question, FailureClass::Temporary, b"too many steps wait for a thread");
-        }
+        let Self { shards, mechanisms, exchanges, pool, away, tickets, stepper, .. } = self;
+        let mut turn = Turn { mechanisms, exchanges, pool, away, tickets, stepper };
+        shards.receive(|shard, packet| {
+            turn.packet(shard, packet);
+            zeroize::zeroize_stack::<STACK_OCTETS>();
+        });
+        self.tell_log();
+        let exchanges = &mut self.exchanges;
+        self.shards.flush(|gone| *exchanges -= gone.len());
+        woken.outside
     }
 
     /// What threads have finished goes to who waits for it. Who does not any more has ended the exchange.
     fn welcome_back(&mut self) {
-        for Done { ticket, exchange, mut answer } in self.pool.done() {
+        for Done { ticket, exchange, answer } in self.pool.done() {
             let Some(away) = self.away.remove(&ticket) else {
                 // Too late, but the thread is free again.
                 self.stuck = self.stuck.saturating_sub(1);
                 continue;
             };
-            let Some(peer) = self.peers.iter_mut().find(|peer| peer.number == away.peer) else { continue };
-            if matches!(peer.exchanges.get(&away.exchange), Some(Place::Away(theirs)) if *theirs == ticket) {
-                peer.exchanges.insert(away.exchange, Place::Here(exchange));
-                peer.answer(away.question, &mut answer);
+            let Some(shard) = self.shards.get_mut(away.shard) else { continue };
+            if matches!(shard.kept.get(&away.exchange), Some(Place::Away(theirs)) if *theirs == ticket) {
+                shard.kept.insert(away.exchange, Place::Here(exchange));
+                let octets = answer.expose();
+                // Without room the shard's own deadline answers.
+                let encoded = |to: &mut Vec<u8>| to.extend_from_slice(octets);
+                let _ = shard.outbox.push_sized(wire::ANSWER, away.question, octets.len(), encoded);
             }
         }
     }
@@ -301,44 +206,147 @@ impl Host {
             let Some(away) = self.away.remove(&ticket) else { continue };
             // Whoever has begun it is somewhere inside of the library, with the exchange.
             self.stuck += usize::from(self.pool.withdraw(ticket).is_none());
-            let Some(peer) = self.peers.iter_mut().find(|peer| peer.number == away.peer) else { continue };
-            if matches!(peer.exchanges.get(&away.exchange), Some(Place::Away(theirs)) if *theirs == ticket) {
-                peer.exchanges.remove(&away.exchange);
+            let Some(shard) = self.shards.get_mut(away.shard) else { continue };
+            if matches!(shard.kept.get(&away.exchange), Some(Place::Away(theirs)) if *theirs == ticket) {
+                shard.kept.remove(&away.exchange);
                 self.exchanges -= 1;
-                peer.refuse(away.question, FailureClass::Temporary, b"the step took too long");
+                refuse(&mut shard.outbox, away.question, FailureClass::Temporary, b"the step took too long");
             }
         }
     }
 
     /// What the library had to say goes to whoever is here.
-    fn tell_log(&mut self, peer: &mut Peer) {
+    fn tell_log(&mut self) {
+        let Some(shard) = self.shards.first_mut() else { return };
         let said = self.registry.take_log().into_iter().map(|(_, line)| line);
         for line in self.words.drain(..).chain(said) {
             // A line that finds no room is lost; nothing depends on it.
-            let _ = peer.outbox.push(wire::WORDS, line.level.unsigned_abs().into(), |to| {
+            let _ = shard.outbox.push(wire::WORDS, line.level.unsigned_abs().into(), |to| {
                 to.extend_from_slice(line.text.as_bytes());
             });
         }
     }
 }
 
-impl Peer {
-    /// Sends an encoded answer, and wipes it.
-    fn answer(&mut self, question: u64, answer: &mut Secret) {
-        // Without room the shard's own deadline answers.
-        let _ = self.outbox.push(wire::ANSWER, question, |to| to.extend_from_slice(answer.expose()));
-        answer.wipe();
+/// Packets being taken: the host without its shards.
+struct Turn<'a> {
+    mechanisms: &'a [Arc<dyn Mechanism>],
+    exchanges: &'a mut usize,
+    pool: &'a Pool,
+    away: &'a mut HashMap<u64, Away>,
+    tickets: &'a mut u64,
+    stepper: &'a mut Stepper,
+}
+
+impl Turn<'_> {
+    #[inline(never)]
+    fn packet(&mut self, shard: &mut Peer<Exchanges>, packet: &[u8]) {
+        let (mut armed, mut looked) = (Instant::now(), ticks());
+        sys::end_after_ms(STEP_MS_MAX);
+        for frame in frames(packet) {
+            // Most frames need no clock to see that no time has passed.
+            let now = ticks();
+            if now.wrapping_sub(looked) > TICKS_LOOKED_AT {
+                looked = now;
+                if armed.elapsed() > Duration::from_millis(u64::from(STEP_MS_MAX) / 10) {
+                    sys::end_after_ms(STEP_MS_MAX);
+                    armed = Instant::now();
+                }
+            }
+            let done = match frame {
+                Ok(frame) if frame.kind == wire::STEP => match wire::Step::decode(frame.payload) {
+                    Ok(step) => {
+                        self.step(shard, frame.id, &step, frame.payload);
+                        true
+                    }
+                    Err(_) => false,
+                },
+                Ok(frame) if frame.kind == wire::FINISH => {
+                    let exchange = frame.payload.first_chunk().map(|octets| u64::from_le_bytes(*octets));
+                    let over = exchange.and_then(|exchange| shard.kept.remove(&exchange));
+                    over.into_iter().for_each(|over| self.end(over));
+                    true
+                }
+                Ok(_) => true,
+                Err(_) => false,
+            };
+            // A shard that talks nonsense is left; it is one of ours, so this is a bug.
+            shard.closed |= !done;
+        }
+        sys::end_after_ms(0);
     }
 
-    fn refuse(&mut self, question: u64, class: FailureClass, why: &'static [u8]) {
-        let _ = self.outbox.push(wire::ANSWER, question, |to| failure(class, why, to));
-    }
-
-    fn flush(&mut self) {
-        if self.outbox.flush(&self.link).is_err() {
-            self.closed = true;
+    /// An exchange was taken out, and is over.
+    fn end(&mut self, place: Place) {
+        *self.exchanges -= 1;
+        if let Place::Here(mut exchange) = place
+            && self.stepper.spare.len() < SPARE_MAX
+        {
+            exchange.end();
+            self.stepper.spare.push(exchange);
         }
     }
+
+    fn step(&mut self, shard: &mut Peer<Exchanges>, question: u64, step: &wire::Step<'_>, payload: &[u8]) {
+        let Peer { outbox, kept, .. } = &mut *shard;
+        if let wire::Event::Start { mechanism: name, facts, .. } = &step.event {
+            let Some(mechanism) = self.mechanisms.iter().find(|mechanism| mechanism.name().as_str() == *name) else {
+                let why = b"no such mechanism in this process";
+                return refuse(outbox, question, FailureClass::Internal, why);
+            };
+            if let Some(older) = kept.remove(&step.exchange) {
+                self.end(older);
+            }
+            if *self.exchanges >= EXCHANGES_MAX {
+                return refuse(outbox, question, FailureClass::Temporary, b"too many exchanges");
+            }
+            let exchange = match self.stepper.spare.pop() {
+                Some(mut exchange) => {
+                    exchange.begin(mechanism, facts);
+                    exchange
+                }
+                None => Exchange::new(mechanism, facts),
+            };
+            kept.insert(step.exchange, Place::Here(exchange));
+            *self.exchanges += 1;
+        }
+        let Some(Place::Here(exchange)) = kept.get_mut(&step.exchange) else {
+            return refuse(outbox, question, FailureClass::Temporary, b"the exchange is not known here");
+        };
+        let offload = exchange.traits().flags & flag::OFFLOAD_ALL != 0;
+        let tell = |answer: &wire::Answer<'_>| say(outbox, question, answer);
+        if !offload && let Stepped::Answered = exchange.step(step, false, self.stepper.scratch.buffer(), tell) {
+            return;
+        }
+        self.send_away(shard, question, step.exchange, payload, !offload);
+    }
+
+    /// Has a thread of the pool take a step.
+    fn send_away(&mut self, shard: &mut Peer<Exchanges>, question: u64, exchange: u64, payload: &[u8], resume: bool) {
+        *self.tickets += 1;
+        let ticket = *self.tickets;
+        let Some(Place::Here(state)) = shard.kept.insert(exchange, Place::Away(ticket)) else { return };
+        let mut step = Secret::default();
+        step.set(payload);
+        if self.pool.take(Job { ticket, exchange: state, step, resume }) {
+            let since = Instant::now();
+            self.away.insert(ticket, Away { shard: shard.number, exchange, question, since });
+        } else {
+            shard.kept.remove(&exchange);
+            *self.exchanges -= 1;
+            let why = b"too many steps wait for a thread";
+            refuse(&mut shard.outbox, question, FailureClass::Temporary, why);
+        }
+    }
+}
+
+fn say(outbox: &mut Outbox, question: u64, answer: &wire::Answer<'_>) {
+    // Without room the shard's own deadline answers.
+    let _ = outbox.push_sized(wire::ANSWER, question, answer.octets(), |to| answer.encode(to));
+}
+
+fn refuse(outbox: &mut Outbox, question: u64, class: FailureClass, why: &'static [u8]) {
+    say(outbox, question, &failure(class, why));
 }
 
 const OFFLOAD_TIME: Duration = Duration::from_millis(OFFLOAD_MS_MAX);

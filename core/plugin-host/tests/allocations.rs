@@ -1,5 +1,5 @@
-//! A step allocates nothing, neither in the library nor in the adapter around it: a preloaded counter sees
-//! every `malloc` of the process, and 20,000 exchanges cost as many as none.
+//! A step allocates nothing, neither in the library nor in the adapter around it, nor on its way through a
+//! mechanism-host: a preloaded counter sees every `malloc` of the process, and 20,000 exchanges cost as many as none.
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod common;
@@ -10,10 +10,17 @@ use std::process::Command;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use common::client::{Digest5, Hash, ScramKeys};
 use common::{bundled, compile, load, name, probe};
-use plugin_host::Registry;
+use link::mechanism::{self as wire, ANSWER, FINISH, STEP};
+use link::{Link, Outbox, Received, frames};
+use plugin_host::{Host, Pool, Registry, Watch};
 use sasl::{EffectKind, Event, Facts, Input, Mechanism, Outcome, Proof, State, Status, Step};
+use std::time::Duration;
 
 const EXCHANGES: usize = 20_000;
+/// Exchanges at a time through a host.
+const BATCH: usize = 50;
+/// A host has threads, which do not always wait for each other at their start: less than an allocation per batch.
+const NOISE: usize = 32;
 
 fn main() {
     if let Ok(exchanges) = std::env::var("EXCHANGES") {
@@ -23,7 +30,8 @@ fn main() {
     let counter = folder.path().join("count.so");
     compile("count.c", &counter, &[]);
     probe();
-    let none = count(&counter, folder.path(), 0, "PLAIN");
+    let count = |exchanges, mechanism: &str, runner| count(&counter, folder.path(), exchanges, mechanism, runner);
+    let none = count(0, "PLAIN", "inline");
     assert!(none > 100, "the counter does not count: {none}");
     let mechanisms = [
         "PLAIN",
@@ -43,24 +51,32 @@ fn main() {
         "SCRAM-SHA-512-PLUS",
     ];
     for mechanism in mechanisms {
-        let without = count(&counter, folder.path(), 0, mechanism);
-        let with = count(&counter, folder.path(), EXCHANGES, mechanism);
+        let without = count(0, mechanism, "inline");
+        let with = count(EXCHANGES, mechanism, "inline");
         assert_eq!(with, without, "{EXCHANGES} {mechanism} exchanges allocated {}", with - without);
+        // Buffers find their size in the first ones.
+        let few = count(BATCH, mechanism, "host");
+        let many = count(BATCH + EXCHANGES / 4, mechanism, "host");
+        let more = many.saturating_sub(few);
+        assert!(more < NOISE, "{} {mechanism} exchanges through a host allocated {more}", EXCHANGES / 4);
     }
     // The counter sees what a library allocates: this one does so once per exchange.
-    let without = count(&counter, folder.path(), 0, "allocate");
-    let with = count(&counter, folder.path(), EXCHANGES, "allocate");
-    assert_eq!(with - without, EXCHANGES);
+    for (runner, before) in [("inline", 0), ("host", BATCH)] {
+        let without = count(before, "allocate", runner);
+        let with = count(before + 10 * BATCH, "allocate", runner);
+        assert!((with - without).abs_diff(10 * BATCH) < NOISE, "{runner}: {}", with - without);
+    }
     println!("no allocation in {EXCHANGES} exchanges each of {}", mechanisms.join(", "));
 }
 
-fn count(counter: &Path, folder: &Path, exchanges: usize, mechanism: &str) -> usize {
+fn count(counter: &Path, folder: &Path, exchanges: usize, mechanism: &str, runner: &str) -> usize {
     let report = folder.join("report");
     let run = Command::new(std::env::current_exe().unwrap())
         .env("LD_PRELOAD", counter)
         .env("ALLOCATIONS", &report)
         .env("EXCHANGES", exchanges.to_string())
         .env("MECHANISM", mechanism)
+        .env("RUNNER", runner)
         .output()
         .unwrap();
     assert!(run.status.success(), "{mechanism}: {}", String::from_utf8_lossy(&run.stderr));
@@ -127,6 +143,9 @@ fn child(exchanges: usize) {
         }
         scram => (scram, vec![(start, &first), (fetched, &first), (Event::Message, &last)]),
     };
+    if std::env::var("RUNNER").unwrap() == "host" {
+        return through_host(registry, name_of_it, &steps, exchanges);
+    }
     let mechanism = registry.mechanism(&name(name_of_it), "").unwrap();
     let mut state = State::default();
     state.prepare(mechanism.traits().state_octets);
@@ -134,6 +153,74 @@ fn child(exchanges: usize) {
     for _ in 0..exchanges {
         let failed = run(&*mechanism, &steps, &mut state, &mut scratch);
         assert_eq!(failed, matches!(case.as_str(), "CRAM-MD5" | "OAUTHBEARER denied"), "{case}");
+    }
+}
+
+/// Both sides of a link in one process: what a shard sends, what a host does with it, what comes back.
+fn through_host(registry: Registry, mechanism: &str, steps: &[(Event<'_>, &str)], exchanges: usize) {
+    let watch = Watch::new(None).unwrap();
+    let pool = Pool::start(&watch).unwrap();
+    let mut host = Host::new(registry, |_| String::new(), watch, pool).unwrap();
+    let (here, there) = Link::pair().unwrap();
+    host.add(there);
+    let (mut outbox, mut packet) = (Outbox::new(1 << 20), Vec::new());
+    for _ in 0..exchanges / BATCH {
+        for (event, message) in steps {
+            for id in 0..BATCH as u64 {
+                let event = wire_event(mechanism, event, message.as_bytes());
+                let step = wire::Step { exchange: id, session: 1, unix_ms: 1, entropy: &[5; 64], event };
+                outbox.push_sized(STEP, id, step.octets_max(), |to| step.encode(to)).unwrap();
+            }
+            // Together they may be more than a packet.
+            assert!(outbox.flush(&here).unwrap());
+            let mut answers = 0;
+            while answers < BATCH {
+                host.turn(Duration::ZERO);
+                while let Received::Packet { .. } = here.receive(&mut packet).unwrap() {
+                    let answered = frames(&packet).map(|frame| frame.unwrap()).filter(|frame| frame.kind == ANSWER);
+                    answers += answered.filter(|frame| wire::Answer::decode(frame.payload).is_ok()).count();
+                }
+            }
+        }
+        for id in 0..BATCH as u64 {
+            outbox.push_sized(FINISH, 0, 8, |to| to.extend_from_slice(&id.to_le_bytes())).unwrap();
+        }
+        assert!(outbox.flush(&here).unwrap());
+        host.turn(Duration::ZERO);
+        assert_eq!(host.exchanges(), 0);
+    }
+}
+
+fn wire_event<'a>(mechanism: &'a str, event: &Event<'a>, message: &'a [u8]) -> wire::Event<'a> {
+    match event {
+        Event::Start { initial } => wire::Event::Start {
+            mechanism,
+            initial: initial.then_some(message),
+            facts: wire::Facts {
+                tls: true,
+                tls_version: 0x0304,
+                client_certificate: false,
+                plus_offered: false,
+                channel_bindings: 0b110,
+                server_name: "mail.example.com",
+                client_ip: [192, 0, 2, 1].into(),
+                listener: "submission",
+                sni: "",
+            },
+        },
+        Event::Message | Event::Resume => wire::Event::Message(message),
+        Event::Outcome(Outcome { effect, status, proof, data, scram }) => wire::Event::Outcome {
+            effect: *effect as u32,
+            status: *status as u32,
+            proof: proof.0,
+            data,
+            scram: scram.map(|key| wire::Scram {
+                iterations: key.iterations,
+                salt: key.salt,
+                stored_key: key.stored_key,
+                server_key: key.server_key,
+            }),
+        },
     }
 }
 

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use common::{bundled, load};
 use link::mechanism::{ANSWER, Answer, DESCRIPTION, Description, Event, FINISH, Facts, STEP, Step};
 use link::{Link, Outbox, Received, frames};
-use plugin_host::{Host, OFFLOAD_MS_MAX, Pool, Registry, THREADS, Terms};
+use plugin_host::{Host, OFFLOAD_MS_MAX, Pool, Registry, THREADS, Terms, Watch};
 
 fn host() -> (Host, Link) {
     let mut registry = Registry::new();
     load(&mut registry, "standard", &bundled("standard")).unwrap();
-    let mut host = Host::new(registry, |_| String::new(), Pool::start().unwrap()).unwrap();
+    let watch = Watch::new(None).unwrap();
+    let pool = Pool::start(&watch).unwrap();
+    let mut host = Host::new(registry, |_| String::new(), watch, pool).unwrap();
     let (here, there) = Link::pair().unwrap();
     host.add(there);
     (host, here)
@@ -72,21 +74,23 @@ fn it_describes_itself_steps_and_forgets() {
     push(&mut outbox, 6, verified());
     push(&mut outbox, 7, Event::Start { mechanism: "NO-SUCH", initial: None, facts: facts() });
     assert!(outbox.flush(&link).unwrap());
-    host.turn();
+    host.turn(Duration::ZERO);
     // Asks for the password; an exchange that nobody began; a mechanism that is not here.
     assert_eq!(actions(&link, &mut packet), [(5, 16), (6, 3), (7, 3)]);
     assert_eq!(host.exchanges(), 1);
     push(&mut outbox, 5, verified());
     outbox.push(FINISH, 0, |to| to.extend_from_slice(&5u64.to_le_bytes())).unwrap();
     assert!(outbox.flush(&link).unwrap());
-    host.turn();
+    host.turn(Duration::ZERO);
     assert_eq!(actions(&link, &mut packet), [(5, 2)]);
     assert_eq!(host.exchanges(), 0);
 
     push(&mut outbox, 8, start());
     assert!(outbox.flush(&link).unwrap());
     drop(link);
-    host.turn();
+    // The step, and then that nobody waits for its answer.
+    host.turn(Duration::ZERO);
+    host.turn(Duration::ZERO);
     assert!(host.is_left() && host.exchanges() == 0, "who is gone leaves nothing behind");
 }
 
@@ -94,14 +98,14 @@ fn it_describes_itself_steps_and_forgets() {
 fn nonsense_ends_the_link_and_nothing_else() {
     let (mut host, link) = host();
     link.send(b"nonsense", &[]).unwrap();
-    host.turn();
+    host.turn(Duration::ZERO);
     assert!(host.is_left());
     let (here, there) = Link::pair().unwrap();
     host.add(there);
     let mut outbox = Outbox::new(1 << 20);
     push(&mut outbox, 5, start());
     assert!(outbox.flush(&here).unwrap());
-    host.turn();
+    host.turn(Duration::ZERO);
     assert_eq!(actions(&here, &mut Vec::new()), [(5, 16)]);
 }
 
@@ -116,7 +120,9 @@ fn slow(flag: &str) -> (Host, Link, tempfile::TempDir) {
     assert!(refused.contains("OFFLOAD") && refused.contains("runner = \"process\""), "{refused}");
     let mut registry = Registry::new();
     common::load_on(&mut registry, "bad", &path, Terms { process: true, self_asserts: false }).unwrap();
-    let mut host = Host::new(registry, |_| String::new(), Pool::start().unwrap()).unwrap();
+    let watch = Watch::new(None).unwrap();
+    let pool = Pool::start(&watch).unwrap();
+    let mut host = Host::new(registry, |_| String::new(), watch, pool).unwrap();
     let (here, there) = Link::pair().unwrap();
     host.add(there);
     (host, here, folder)
@@ -130,7 +136,7 @@ fn begin(outbox: &mut Outbox, id: u64, what: &'static str) {
 fn answers(host: &mut Host, link: &Link, count: usize) -> Vec<(u64, u32)> {
     let (mut all, mut packet) = (Vec::new(), Vec::new());
     while all.len() < count {
-        host.turn();
+        host.turn(Duration::ZERO);
         all.extend(actions(link, &mut packet));
         std::thread::yield_now();
     }
@@ -145,7 +151,7 @@ fn a_step_that_sleeps_stops_nobody() {
         let mut outbox = Outbox::new(1 << 20);
         begin(&mut outbox, 1, sleeps);
         assert!(outbox.flush(&link).unwrap());
-        host.turn();
+        host.turn(Duration::ZERO);
         // A hundred exchanges come and go in the meantime.
         for id in 2..102 {
             begin(&mut outbox, id, "challenge");
@@ -171,7 +177,7 @@ fn who_does_not_come_back_is_given_up() {
     begin(&mut outbox, 3, "sleep for ever");
     outbox.push(FINISH, 0, |to| to.extend_from_slice(&1u64.to_le_bytes())).unwrap();
     assert!(outbox.flush(&link).unwrap());
-    host.turn();
+    host.turn(Duration::ZERO);
     begin(&mut outbox, 2, "challenge");
     assert!(outbox.flush(&link).unwrap());
     assert_eq!(answers(&mut host, &link, 1), [(2, 1)], "the newer one");
@@ -201,12 +207,12 @@ fn a_batch_of_exchanges_costs_little() {
         for events in [start as fn() -> Event<'static>, verified] {
             (0..64).for_each(|id| push(&mut outbox, id, events()));
             assert!(outbox.flush(&link).unwrap());
-            host.turn();
+            host.turn(Duration::ZERO);
             assert_eq!(actions(&link, &mut packet).len(), 64);
         }
         (0..64u64).for_each(|id| outbox.push(FINISH, 0, |to| to.extend_from_slice(&id.to_le_bytes())).unwrap());
         assert!(outbox.flush(&link).unwrap());
-        host.turn();
+        host.turn(Duration::ZERO);
         best = best.min(started.elapsed() / 64);
     }
     println!("PLAIN through a mechanism-host, 64 at a time, both sides: {best:?} per exchange");

@@ -23,6 +23,7 @@ mod backend_host;
 mod control;
 mod delivery;
 mod directory;
+mod guest;
 mod mechanism_host;
 mod worker;
 

@@ -251,7 +251,6 @@ impl Hosted {
 
     /// Queues a step; the kit's facts go with the first one of an exchange.
     pub fn say(&mut self, exchange: u64, facts: &Facts, moment: &Moment) -> Result<(), Fault> {
-        let keys: Vec<u8>;
         let event = match &moment.event {
             Event::Start(initial) => wire::Event::Start {
                 mechanism: &self.mech,
@@ -261,32 +260,26 @@ impl Hosted {
             Event::Message(message) => wire::Event::Message(&message.0),
             Event::Resume => wire::Event::Message(b""),
             Event::Result(outcome) => {
-                let scram = outcome.scram.as_ref().map(|key| link::directory::Scram {
+                let scram = outcome.scram.as_ref().map(|key| wire::Scram {
                     iterations: key.iterations,
-                    salt_octets: key.salt.0.len() as u16,
-                    hash_octets: key.stored_key.0.len() as u16,
+                    salt: &key.salt.0,
+                    stored_key: &key.stored_key.0,
+                    server_key: &key.server_key.0,
                 });
-                let data = match &outcome.scram {
-                    Some(key) => {
-                        keys = [&key.salt.0[..], &key.stored_key.0, &key.server_key.0].concat();
-                        &keys
-                    }
-                    None => &outcome.data.0,
-                };
-                let (effect, status, proof) = (outcome.effect, outcome.status, outcome.handle);
+                let (effect, status, proof, data) = (outcome.effect, outcome.status, outcome.handle, &outcome.data.0);
                 wire::Event::Outcome { effect, status, proof, data, scram }
             }
         };
         let (unix_ms, entropy) = (facts.unix_ms, &moment.entropy.0[..]);
         let step = wire::Step { exchange, session: 1, unix_ms, entropy, event };
-        let pushed = self.outbox.push(STEP, exchange, |to| step.encode(to));
+        let pushed = self.outbox.push_sized(STEP, exchange, step.octets_max(), |to| step.encode(to));
         pushed.map_err(|full| Fault::new("A7", full.to_string()))
     }
 
     /// Queues the end of an exchange.
     pub fn say_finish(&mut self, exchange: u64) {
         // Without room the host bounds what it keeps by itself.
-        let _ = self.outbox.push(FINISH, 0, |to| to.extend_from_slice(&exchange.to_le_bytes()));
+        let _ = self.outbox.push_sized(FINISH, 0, 8, |to| to.extend_from_slice(&exchange.to_le_bytes()));
     }
 
     /// Sends what is queued.
@@ -300,15 +293,13 @@ impl Hosted {
     /// Waits for a packet and hands out its frames: kind, id, payload.
     pub fn receive(&mut self, hear: &mut dyn FnMut(u16, u64, &[u8])) -> Result<(), String> {
         loop {
+            if !self.link.wait(PollFlags::IN, Some(PATIENCE)).map_err(|error| error.to_string())? {
+                return Err("no answer in time".into());
+            }
             match self.link.receive(&mut self.packet).map_err(|error| error.to_string())? {
                 Received::Packet { .. } => break,
                 Received::Closed => return Err("it has ended".into()),
-                Received::WouldBlock => {
-                    let ready = self.link.wait(PollFlags::IN, Some(PATIENCE)).map_err(|error| error.to_string())?;
-                    if !ready {
-                        return Err("no answer in time".into());
-                    }
-                }
+                Received::WouldBlock => {}
             }
         }
         for frame in frames(&self.packet) {

@@ -81,9 +81,9 @@ pub struct OwnedStep {
 }
 
 impl OwnedStep {
-    /// Copies an answer, unless its numbers mean nothing or it breaks what `traits` declare: an undeclared
-    /// effect, more output than announced, work that was to be finished elsewhere.
-    pub fn new(flat: Flat<'_>, traits: &Traits) -> Option<Self> {
+    /// Copies an answer into `buffer`, unless its numbers mean nothing or it breaks what `traits` declare: an
+    /// undeclared effect, more output than announced, work that was to be finished elsewhere.
+    pub fn new(flat: Flat<'_>, traits: &Traits, buffer: Secret) -> Option<Self> {
         let step = flat.step()?;
         let permitted = match &step {
             Step::Offload => false,
@@ -93,18 +93,25 @@ impl OwnedStep {
                 data.is_none_or(|data| data.len() <= traits.output_octets_max)
             }
         };
-        permitted.then(|| Self::copy(flat))
+        permitted.then(|| Self::copy(flat, buffer))
     }
 
     /// A failure in the host's own words.
     pub fn failure(class: FailureClass, diagnosis: &'static str) -> Self {
-        Self::copy(Flat::from(&Step::Failure { class, data: None, diagnosis: diagnosis.as_bytes() }))
+        let failure = Step::Failure { class, data: None, diagnosis: diagnosis.as_bytes() };
+        Self::copy(Flat::from(&failure), Secret::default())
     }
 
-    fn copy(flat: Flat<'_>) -> Self {
-        let mut octets = Secret::new(Vec::with_capacity(flat.parts.iter().map(|part| part.len()).sum()));
+    fn copy(flat: Flat<'_>, mut octets: Secret) -> Self {
+        octets.make_room(flat.parts.iter().map(|part| part.len()).sum());
         flat.parts.iter().for_each(|part| octets.buffer().extend_from_slice(part));
         Self { action: flat.action, arg: flat.arg, last: flat.last, octets, lengths: flat.parts.map(<[u8]>::len) }
+    }
+
+    /// Its buffer, wiped, for the next answer.
+    pub fn into_buffer(mut self) -> Secret {
+        self.octets.wipe();
+        self.octets
     }
 
     /// The step.
@@ -141,17 +148,17 @@ mod tests {
     #[test]
     fn what_is_carried_comes_out_again() {
         let key = Effect::FetchKey { kind: KeyKind::ScramSha256, authcid: b"a", authzid: b"zz", realm: b"" };
-        let owned = OwnedStep::new(Flat::from(&Step::Effect(key)), &traits()).unwrap();
+        let owned = OwnedStep::new(Flat::from(&Step::Effect(key)), &traits(), Secret::default()).unwrap();
         let Step::Effect(Effect::FetchKey { kind: KeyKind::ScramSha256, authcid: b"a", authzid: b"zz", realm: b"" }) =
             owned.step()
         else {
             panic!()
         };
         let success = Step::Success { proof: Proof(3), data: Some(b"v=x") };
-        let owned = OwnedStep::new(Flat::from(&success), &traits()).unwrap();
+        let owned = OwnedStep::new(Flat::from(&success), &traits(), Secret::default()).unwrap();
         assert!(matches!(owned.step(), Step::Success { proof: Proof(3), data: Some(b"v=x") }));
         let asserted = Step::Asserted { authcid: b"alice", authzid: b"", data: None };
-        let owned = OwnedStep::new(Flat::from(&asserted), &traits()).unwrap();
+        let owned = OwnedStep::new(Flat::from(&asserted), &traits(), Secret::default()).unwrap();
         assert!(matches!(owned.step(), Step::Asserted { authcid: b"alice", authzid: b"", data: None }));
         let owned = OwnedStep::failure(FailureClass::Temporary, "gone");
         let Step::Failure { class: FailureClass::Temporary, data: None, diagnosis: b"gone" } = owned.step() else {
@@ -163,10 +170,10 @@ mod tests {
     fn what_was_not_declared_is_no_answer() {
         let flat = |action, arg, data: &'static [u8]| Flat { action, arg, last: true, parts: [data, b"", b""] };
         for bad in [flat(0, 0, b""), flat(16, 0, b""), flat(17, 99, b""), flat(3, 11, b""), flat(1, 0, b"12345")] {
-            assert!(OwnedStep::new(bad, &traits()).is_none(), "{}", bad.action);
+            assert!(OwnedStep::new(bad, &traits(), Secret::default()).is_none(), "{}", bad.action);
         }
-        assert!(OwnedStep::new(flat(4, 0, b""), &traits()).is_none());
-        assert!(OwnedStep::new(flat(2, 1, b"12345"), &traits()).is_none());
-        assert!(OwnedStep::new(flat(1, 0, b"1234"), &traits()).is_some());
+        assert!(OwnedStep::new(flat(4, 0, b""), &traits(), Secret::default()).is_none());
+        assert!(OwnedStep::new(flat(2, 1, b"12345"), &traits(), Secret::default()).is_none());
+        assert!(OwnedStep::new(flat(1, 0, b"1234"), &traits(), Secret::default()).is_some());
     }
 }

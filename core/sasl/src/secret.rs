@@ -17,11 +17,21 @@ impl Secret {
 
     /// Replaces the content by a copy of `octets`; the old content is wiped, also when the buffer moves.
     pub fn set(&mut self, octets: &[u8]) {
-        wipe_all(&mut self.0);
-        if self.0.capacity() < octets.len() {
-            self.0 = Vec::with_capacity(octets.len().next_power_of_two().max(64));
-        }
+        self.make_room(octets.len());
         self.0.extend_from_slice(octets);
+    }
+
+    /// Wipes the content; so many octets can be put into the buffer without its growing.
+    pub fn make_room(&mut self, octets: usize) {
+        wipe_all(&mut self.0);
+        if self.0.capacity() < octets {
+            self.0 = Vec::with_capacity(octets.next_power_of_two().max(64));
+        }
+    }
+
+    /// Octets that the buffer holds without growing.
+    pub fn room(&self) -> usize {
+        self.0.capacity()
     }
 
     /// Wipes the content and keeps the (empty) buffer.

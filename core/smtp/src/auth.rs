@@ -309,7 +309,13 @@ impl Authentication {
                     account: outcome.account,
                 });
             }
-            match self.step(&*mechanism, &cause, &mut diagnosis, cx) {
+            let decision = self.step(&*mechanism, &cause, &mut diagnosis, cx);
+            if let Cause::Answer(_) = &cause
+                && let Cause::Answer(answer) = std::mem::replace(&mut cause, Cause::Message)
+            {
+                cx.host.reuse(answer);
+            }
+            match decision {
                 Decision::Wait => {
                     self.rest(cx);
                     return Progress::Continue;
@@ -370,6 +376,8 @@ impl Authentication {
                     let (stored_key, server_key) = keys.split_at_checked(usize::from(layout.hash_octets))?;
                     Some(sasl::ScramKey { iterations: layout.iterations, salt, stored_key, server_key })
                 });
+                // Where keys lie in memory is nothing that a mechanism could use.
+                let data = if scram.is_some() { &[] } else { data };
                 let proof = Proof(if outcome.status == Status::Ok { ledger.len() as u32 } else { 0 });
                 Event::Outcome(sasl::Outcome { effect: *effect, status: outcome.status, proof, data, scram })
             }

@@ -81,6 +81,11 @@ pub trait Host {
         Some(sasl::OwnedStep::failure(sasl::FailureClass::Temporary, "no process runs this mechanism"))
     }
 
+    /// An answer to [`Host::step`] has been read; its buffer may serve the next one.
+    fn reuse(&mut self, answer: sasl::OwnedStep) {
+        drop(answer);
+    }
+
     /// The exchange that [`Host::step`] began is over.
     fn finish(&mut self) {}
 
