@@ -1,21 +1,32 @@
 //! The foreign edge: descriptors, the ELF note and the functions that the host calls. All `unsafe` of the SDK
-//! is here; each function turns pointers into slices and hands over to safe code under `catch_unwind`.
+//! is here; each function turns pointers into slices and hands over to safe code, whose panics it catches.
+//!
+//! ```text
+//! export     descriptors, the macro, entry, settings     exchange   steps and their states
+//! note       the ELF note                                request    requests to back ends
+//! panics     caught and remembered
+//! ```
 //!
 //! Public only for [`portreeve_plugin!`](crate::portreeve_plugin).
 
-use std::any::Any;
-use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_void};
-use std::fmt::Write as _;
-use std::mem::{self, MaybeUninit};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
-use std::{ptr, slice};
+use std::{mem, ptr, slice};
 
-use crate::abi::{self, action, event, fail, mech_flag, region, status};
-use crate::backend::{Asked, Backend, BackendMeta, Reply, Request};
-use crate::cx::{Bad, Cx, Done, EffectKind, Event, Given, KeyKind, Outcome, ScramKey};
-use crate::{Mechanism, Meta, Settings};
+use crate::abi::{self, action, mech_flag};
+use crate::backend::Backend;
+use crate::cx::EffectKind;
+use crate::{Mechanism, Settings};
+
+mod exchange;
+mod note;
+mod panics;
+mod request;
+
+pub(crate) use exchange::{Bench, Ended, Situation};
+use exchange::{Slot, drop_state, step};
+pub use note::{About, Note, note_octets};
+use panics::caught;
+use request::handle;
 
 // ---------------------------------------------------------------- descriptors
 
@@ -176,174 +187,6 @@ const fn needs(kinds: &[EffectKind]) -> u64 {
     bits
 }
 
-// ---------------------------------------------------------------- the ELF note
-
-/// `Elf64_Nhdr`, owner and JSON, as `PRV_NOTE` of the C header lays them out. `N` is a multiple of 4.
-#[repr(C)]
-pub struct Note<const N: usize> {
-    name_octets: u32,
-    json_octets: u32,
-    kind: u32,
-    name: [u8; 12],
-    json: [u8; N],
-}
-
-/// What the note says, beside the mechanisms.
-#[derive(Clone, Copy)]
-pub struct About {
-    /// The library's id.
-    pub id: &'static str,
-    /// Its version.
-    pub version: &'static str,
-    /// `unwind` or `abort`.
-    pub panic: &'static str,
-}
-
-impl<const N: usize> Note<N> {
-    /// `N` comes from [`note_octets`].
-    pub const fn new(about: About, metas: &[Meta], backends: &[BackendMeta]) -> Self {
-        let mut json = [0; N];
-        write_note(&mut json, about, metas, backends);
-        let mut name = [0; 12];
-        put(&mut name, 0, abi::NOTE_OWNER.as_bytes());
-        let name_octets = abi::NOTE_OWNER.len() as u32 + 1;
-        Self { name_octets, json_octets: N as u32, kind: abi::NOTE_TYPE, name, json }
-    }
-}
-
-/// Octets of the JSON, padded to a multiple of 4.
-pub const fn note_octets(about: About, metas: &[Meta], backends: &[BackendMeta]) -> usize {
-    let octets = write_note(&mut [], about, metas, backends);
-    assert!(octets <= abi::NOTE_MAX, "the note is too long");
-    octets.next_multiple_of(4)
-}
-
-/// Writes the note's JSON as far as there is room; returns how long it is.
-const fn write_note(to: &mut [u8], about: About, metas: &[Meta], backends: &[BackendMeta]) -> usize {
-    let mut at = put(to, 0, b"{\"abi\":\"1.0\",\"id\":\"");
-    const { assert!(abi::ABI_MAJOR == 1 && abi::ABI_MINOR == 0, "the note says which ABI this is") };
-    at = put(to, at, plain(about.id.as_bytes()));
-    at = put(to, at, b"\",\"version\":\"");
-    at = put(to, at, plain(about.version.as_bytes()));
-    at = put(to, at, b"\",\"panic\":\"");
-    at = put(to, at, about.panic.as_bytes());
-    at = put(to, at, b"\",\"mechanisms\":{");
-    let mut m = 0;
-    while m < metas.len() {
-        at = put(to, at, if m == 0 { b"\"" } else { b",\"" });
-        at = put(to, at, plain(metas[m].name.to_bytes()));
-        at = put(to, at, b"\":[");
-        at = put_effects(to, at, metas[m].needs);
-        at = put(to, at, b"]");
-        m += 1;
-    }
-    at = put(to, at, b"},\"self_asserts\":[");
-    at = write_names(to, at, metas, mech_flag::SELF_ASSERTS);
-    at = put(to, at, b"],\"offloads\":[");
-    at = write_names(to, at, metas, mech_flag::OFFLOAD_ALL | mech_flag::MAY_OFFLOAD);
-    at = put(to, at, b"]");
-    if !backends.is_empty() {
-        at = put_backends(to, at, backends);
-    }
-    put(to, at, b"}")
-}
-
-/// The names of the mechanisms with one of `flags`, as elements of an array.
-const fn write_names(to: &mut [u8], mut at: usize, metas: &[Meta], flags: u32) -> usize {
-    let (mut m, mut count) = (0, 0);
-    while m < metas.len() {
-        if metas[m].flags & flags != 0 {
-            at = put(to, at, if count == 0 { b"\"" } else { b",\"" });
-            at = put(to, at, metas[m].name.to_bytes());
-            at = put(to, at, b"\"");
-            count += 1;
-        }
-        m += 1;
-    }
-    at
-}
-
-const fn put_backends(to: &mut [u8], mut at: usize, backends: &[BackendMeta]) -> usize {
-    at = put(to, at, b",\"backends\":[");
-    let mut b = 0;
-    while b < backends.len() {
-        at = put(to, at, if b == 0 { b"\"" } else { b",\"" });
-        at = put(to, at, plain(backends[b].name.to_bytes()));
-        at = put(to, at, b"\"");
-        b += 1;
-    }
-    at = put(to, at, b"],\"provides\":{");
-    b = 0;
-    while b < backends.len() {
-        at = put(to, at, if b == 0 { b"\"" } else { b",\"" });
-        at = put(to, at, plain(backends[b].name.to_bytes()));
-        at = put(to, at, b"\":[");
-        at = put_effects(to, at, backends[b].provides);
-        at = put(to, at, b"]");
-        b += 1;
-    }
-    at = put(to, at, b"},\"schemas\":{");
-    let mut first = true;
-    b = 0;
-    while b < backends.len() {
-        if let Some(schema) = backends[b].config_schema {
-            at = put(to, at, if first { b"\"" } else { b",\"" });
-            at = put(to, at, plain(backends[b].name.to_bytes()));
-            at = put(to, at, b"\":");
-            // JSON already.
-            at = put(to, at, schema.to_bytes());
-            first = false;
-        }
-        b += 1;
-    }
-    put(to, at, b"}")
-}
-
-const fn put_effects(to: &mut [u8], mut at: usize, kinds: &[EffectKind]) -> usize {
-    let mut n = 0;
-    while n < kinds.len() {
-        at = put(to, at, if n == 0 { b"\"" } else { b",\"" });
-        at = put(to, at, effect_name(kinds[n]).as_bytes());
-        at = put(to, at, b"\"");
-        n += 1;
-    }
-    at
-}
-
-const fn put(to: &mut [u8], mut at: usize, octets: &[u8]) -> usize {
-    let mut from = 0;
-    while from < octets.len() {
-        if at < to.len() {
-            to[at] = octets[from];
-        }
-        at += 1;
-        from += 1;
-    }
-    at
-}
-
-/// Octets that need no escape in JSON.
-const fn plain(octets: &[u8]) -> &[u8] {
-    let mut at = 0;
-    while at < octets.len() {
-        assert!(octets[at] >= b' ' && octets[at] < 0x7f && octets[at] != b'"' && octets[at] != b'\\', "id or version");
-        at += 1;
-    }
-    octets
-}
-
-const fn effect_name(kind: EffectKind) -> &'static str {
-    let mut at = 0;
-    while at < action::EFFECTS.len() {
-        let (name, number) = action::EFFECTS[at];
-        if number == kind as u32 {
-            return name;
-        }
-        at += 1;
-    }
-    panic!("an effect without a name")
-}
-
 /// Checks an id at compile time.
 pub const fn id(id: &'static CStr) -> &'static CStr {
     let octets = id.to_bytes();
@@ -437,9 +280,7 @@ pub unsafe fn enter(
         unsafe { write_error(err, err_octets, "the host speaks another ABI major than 1") };
         return ptr::null();
     }
-    // This library's own std: the hook of the host does not see panics here, nor does this one see the host's.
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| std::panic::set_hook(Box::new(note_panic)));
+    panics::watch();
     &raw const descriptor.0
 }
 
@@ -475,7 +316,7 @@ unsafe fn configured<T>(
     err: *mut c_char,
     err_octets: usize,
 ) -> i32 {
-    let made = catch_unwind(|| {
+    let made = caught(|| {
         // SAFETY: the caller's promise.
         let settings = unsafe { settings(config) }?;
         make(&settings)
@@ -487,10 +328,7 @@ unsafe fn configured<T>(
             return 0;
         }
         Ok(Err(message)) => message,
-        Err(payload) => {
-            forget_panic(payload);
-            LAST_PANIC.get().as_str().to_owned()
-        }
+        Err(panicked) => panicked.place().as_str().to_owned(),
     };
     // SAFETY: `err` has room for `err_octets`.
     unsafe { write_error(err, err_octets, &message) };
@@ -501,377 +339,11 @@ unsafe extern "C" fn release<M>(_plugin: *mut c_void, conf: *mut c_void) {
     if conf.is_null() {
         return;
     }
-    let dropped = catch_unwind(|| {
+    // Nobody is left who could be told of a panic.
+    let _ = caught(|| {
         // SAFETY: made by `configured::<M>`; the host releases it once, after the last exchange or request.
         drop(unsafe { Box::from_raw(conf.cast::<M>()) });
     });
-    if let Err(payload) = dropped {
-        forget_panic(payload);
-    }
-}
-
-unsafe extern "C" fn step<M: Mechanism>(
-    conf: *const c_void,
-    state: *mut c_void,
-    input: *const abi::In,
-    out: *mut abi::Out,
-) {
-    // SAFETY: the host passes its own prv_in and prv_out, valid and not shared during this call.
-    let (Some(input), Some(out)) = (unsafe { input.as_ref() }, unsafe { out.as_mut() }) else { return };
-    out.action = action::FAIL;
-    out.arg = fail::INTERNAL;
-    // A host of this major knows at least what 1.0 knows; anything else is no host.
-    if (input.size as usize) < size_of::<abi::In>() || (out.size as usize) < size_of::<abi::Out>() || conf.is_null() {
-        return;
-    }
-    let (buf, cap) = (out.buf, out.cap as usize);
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY:
-        // - `conf` came from `configure::<M>` and is released after the last exchange; it is only read.
-        // - `state` has `state_size` octets at a fixed address, aligned, for this call alone.
-        // - the slices named by `input` and `buf` are the host's, valid during this call (C header, BORROWING).
-        unsafe { step_inside::<M>(&*conf.cast::<M>(), state.cast(), input, buf, cap) }
-    }));
-    match result {
-        Ok(Ok(done)) => {
-            out.action = done.action;
-            out.used = done.used as u32;
-            out.arg = done.arg;
-            out.flags = done.flags;
-            out.handle = done.handle;
-            (out.authcid, out.authzid, out.data, out.data2) = (done.authcid, done.authzid, done.data, done.data2);
-        }
-        Ok(Err(bad)) => {
-            out.arg = bad.class;
-            // SAFETY: `buf` has `cap` octets and the step that used them is over.
-            unsafe { diagnose(out, bad.reason) };
-        }
-        Err(payload) => {
-            forget_panic(payload);
-            // SAFETY: as above.
-            unsafe { diagnose(out, LAST_PANIC.get().as_str()) };
-        }
-    }
-}
-
-/// # Safety
-/// As `step`: `input` names valid slices, `buf` has `cap` octets, `state` is this exchange's.
-unsafe fn step_inside<M: Mechanism>(
-    mechanism: &M,
-    state: *mut u8,
-    input: &abi::In,
-    buf: *mut u8,
-    cap: usize,
-) -> Result<Done, Bad> {
-    // SAFETY: each is null with length 0 or valid during the step.
-    let octets = |bytes: abi::Bytes| unsafe { octets(bytes) };
-    let message = octets(input.msg);
-    let event = match input.event {
-        event::START if input.conn_flags & abi::conn::HAS_IR == 0 => Event::Start { initial: None },
-        event::START => Event::Start { initial: Some(message) },
-        event::MESSAGE => Event::Message(message),
-        event::RESUME => Event::Resume,
-        event::RESULT => {
-            // SAFETY: the host names the result during this event.
-            let result = unsafe { input.result.as_ref() }.ok_or(Bad::INTERNAL)?;
-            // SAFETY: as above.
-            let scram = unsafe { result.scram.as_ref() }.map(|key| ScramKey {
-                iterations: key.iterations,
-                salt: octets(key.salt),
-                stored_key: octets(key.stored_key),
-                server_key: octets(key.server_key),
-            });
-            Event::Outcome(Outcome { status: result.status, handle: result.handle, data: octets(result.data), scram })
-        }
-        _ => return Err(Bad::INTERNAL.because("an event that this library does not know")),
-    };
-    // SAFETY: the state is this exchange's alone, for this call.
-    let state = unsafe { Slot::<M::State>::enter(state, input.event == event::START) }?;
-    let start = ptr::from_mut(&mut *state) as usize;
-    // Beyond max_output is the room for a diagnosis; a step has no business there.
-    let room = cap.min(M::META.output_octets_max as usize);
-    let scratch = if room == 0 || buf.is_null() {
-        &mut []
-    } else {
-        // SAFETY: `buf` has `cap` octets, and nobody else uses them during the step.
-        unsafe { slice::from_raw_parts_mut(buf, room) }
-    };
-    let cx = Cx::new(Given {
-        event,
-        message,
-        entropy: octets(input.entropy),
-        unix_ms: input.unix_ms,
-        exchange: input.exchange,
-        conn_flags: input.conn_flags,
-        channel_bindings: input.cb_types,
-        server_name: octets(input.server_name),
-        client_ip: octets(input.client_ip),
-        listener: octets(input.listener),
-        sni: octets(input.sni),
-        session_id: input.session_id,
-        tls_version: input.tls_version,
-        state: start..start + size_of::<M::State>(),
-        scratch,
-    });
-    mechanism.step(state, cx)
-}
-
-unsafe extern "C" fn drop_state<M: Mechanism>(_conf: *const c_void, state: *mut c_void) {
-    // SAFETY: the exchange is over; the host calls this once, for the state that the steps had.
-    let dropped = catch_unwind(|| unsafe { Slot::<M::State>::leave(state.cast()) });
-    if let Err(payload) = dropped {
-        forget_panic(payload);
-    }
-}
-
-unsafe extern "C" fn handle<B: Backend>(conf: *mut c_void, request: *const abi::Request, reply: *mut abi::Reply) {
-    // SAFETY: the host passes its own prv_request and prv_reply, valid and not shared during this call.
-    let (Some(request), Some(reply)) = (unsafe { request.as_ref() }, unsafe { reply.as_mut() }) else { return };
-    (reply.status, reply.found, reply.used) = (status::TEMPFAIL, 0, 0);
-    let known = size_of::<abi::Request>() <= request.size as usize && size_of::<abi::Reply>() <= reply.size as usize;
-    if !known || conf.is_null() {
-        return;
-    }
-    let said = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: `conf` came from `configure_backend::<B>` and is only read; what the request names is the host's,
-        // valid during this call (C header, BORROWING).
-        unsafe { (*conf.cast::<B>()).handle(&request_of(request)) }
-    }));
-    let said = said.unwrap_or_else(|payload| {
-        forget_panic(payload);
-        Reply::temporary(LAST_PANIC.get().as_str())
-    });
-    // SAFETY: `buf` has `cap` octets, and nobody else uses them during this call.
-    unsafe { write_reply(reply, &said) };
-}
-
-/// # Safety
-/// What `request` names is valid for `'a`.
-unsafe fn request_of<'a>(request: &abi::Request) -> Request<'a> {
-    // SAFETY: the caller's promise.
-    let octets = |bytes: abi::Bytes| unsafe { octets(bytes) };
-    let text = |bytes| std::str::from_utf8(octets(bytes)).unwrap_or_default();
-    let (authcid, authzid, data, data2) =
-        (octets(request.authcid), octets(request.authzid), octets(request.data), octets(request.data2));
-    let asked = match request.effect {
-        action::VERIFY_PASSWORD => Asked::Password { authcid, authzid, password: data },
-        action::FETCH_KEY => match KeyKind::from_abi(request.arg) {
-            Some(kind) => Asked::Key { kind, authcid, authzid, realm: data },
-            None => Asked::Other,
-        },
-        action::VERIFY_TOKEN => Asked::Token { token: data, authzid, fields: data2 },
-        action::VERIFY_EXTERNAL => Asked::External { authzid, spki_sha256: data, names: data2 },
-        action::BACKEND_CALL => Asked::Call { service: octets(request.service), request: data },
-        _ => Asked::Other,
-    };
-    let client_ip = match octets(request.client_ip) {
-        &[a, b, c, d] => Some(std::net::IpAddr::from([a, b, c, d])),
-        long => <[u8; 16]>::try_from(long).ok().map(std::net::IpAddr::from),
-    };
-    Request {
-        asked,
-        deadline_ms: request.deadline_ms,
-        session_id: request.session_id,
-        mechanism: text(request.mechanism),
-        listener: text(request.listener),
-        sni: text(request.sni),
-        client_ip,
-        tls_version: request.tls_version,
-    }
-}
-
-/// # Safety
-/// `reply.buf` has `reply.cap` octets for this call alone.
-unsafe fn write_reply(reply: &mut abi::Reply, said: &Reply) {
-    let room = reply.cap as usize;
-    let mut used = 0;
-    let mut write = |octets: &[u8]| {
-        if octets.is_empty() {
-            return Some(abi::Slice::NONE);
-        }
-        let end = used + octets.len();
-        if reply.buf.is_null() || end > room {
-            return None;
-        }
-        // SAFETY: `used..end` lies within the `cap` octets at `buf`.
-        unsafe { ptr::copy_nonoverlapping(octets.as_ptr(), reply.buf.add(used), octets.len()) };
-        let slice = abi::Slice { region: region::OUT, off: used as u32, len: octets.len() as u32 };
-        used = end;
-        Some(slice)
-    };
-    let reason = &said.reason[..said.reason.floor_char_boundary(abi::DIAG_MAX as usize)];
-    let parts = [&said.data[..], &said.salt, &said.stored_key, &said.server_key];
-    let written = (write(reason.as_bytes()), write(said.identity.as_bytes()), parts.map(&mut write));
-    let (Some(diag), Some(identity), [Some(data), Some(salt), Some(stored_key), Some(server_key)]) = written else {
-        // More than there is room for: as preset, nobody could say.
-        return;
-    };
-    (reply.status, reply.found, reply.iterations) = (said.status, u32::from(said.found), said.iterations);
-    (reply.diag, reply.identity, reply.data) = (diag, identity, data);
-    (reply.salt, reply.stored_key, reply.server_key) = (salt, stored_key, server_key);
-    reply.used = used as u32;
-}
-
-// ---------------------------------------------------------------- the state in the host's memory
-
-/// A state and whether it lives: the host zeroes the memory, and zeroes need not be a valid `S`.
-#[repr(C)]
-struct Slot<S> {
-    value: MaybeUninit<S>,
-    live: u8,
-}
-
-impl<S: Default> Slot<S> {
-    /// A state without octets and destructor needs no memory at all.
-    const OCTETS: usize = if size_of::<S>() == 0 && !mem::needs_drop::<S>() { 0 } else { size_of::<Self>() };
-
-    /// # Safety
-    /// `at` has `OCTETS` octets aligned for `S`, zeroed before the first call with `start`, for the caller alone.
-    unsafe fn enter<'a>(at: *mut u8, start: bool) -> Result<&'a mut S, Bad> {
-        if Self::OCTETS == 0 {
-            // SAFETY: `S` has no octets; any aligned non-null pointer is good for it.
-            return Ok(unsafe { ptr::NonNull::<S>::dangling().as_mut() });
-        }
-        // SAFETY: the caller's promise; zeroes are a valid `Slot` (uninitialised value, not live).
-        let slot = unsafe { at.cast::<Self>().as_mut() }.ok_or(Bad::INTERNAL)?;
-        match (start, slot.live) {
-            (true, 0) => {
-                slot.value.write(S::default());
-                slot.live = 1;
-            }
-            (false, 1) => {}
-            _ => return Err(Bad::INTERNAL.because("an exchange begins with START, once")),
-        }
-        // SAFETY: `live` is 1 only after the value was written and before it was dropped.
-        Ok(unsafe { slot.value.assume_init_mut() })
-    }
-
-    /// # Safety
-    /// As [`Self::enter`].
-    unsafe fn leave(at: *mut u8) {
-        if Self::OCTETS == 0 {
-            return;
-        }
-        // SAFETY: the caller's promise.
-        if let Some(slot) = unsafe { at.cast::<Self>().as_mut() }
-            && mem::replace(&mut slot.live, 0) == 1
-        {
-            // SAFETY: it was live until now.
-            unsafe { slot.value.assume_init_drop() };
-        }
-    }
-}
-
-// ---------------------------------------------------------------- the host's part, for `testing`
-
-/// What a test tells a step, as safe slices.
-pub(crate) struct Situation<'a> {
-    pub event: u32,
-    pub message: &'a [u8],
-    pub ended: Option<Ended<'a>>,
-    pub entropy: &'a [u8],
-    pub unix_ms: u64,
-    pub conn_flags: u32,
-    pub channel_bindings: u32,
-    pub server_name: &'a [u8],
-}
-
-/// The end of an effect.
-pub(crate) struct Ended<'a> {
-    pub effect: u32,
-    pub status: u32,
-    pub handle: u32,
-    pub data: &'a [u8],
-    pub scram: Option<ScramKey<'a>>,
-}
-
-/// A mechanism and the state of one exchange, stepped as the host does it.
-pub(crate) struct Bench<M: Mechanism> {
-    mechanism: M,
-    state: Box<MaybeUninit<Slot<M::State>>>,
-}
-
-impl<M: Mechanism> Bench<M> {
-    pub fn new(mechanism: M) -> Self {
-        Self { mechanism, state: Box::new(MaybeUninit::zeroed()) }
-    }
-
-    pub fn step(&mut self, situation: &Situation<'_>, scratch: &mut [u8]) -> abi::Out {
-        let scram = situation.ended.as_ref().and_then(|ended| ended.scram).map(|key| abi::ScramKey {
-            size: size_of::<abi::ScramKey>() as u32,
-            iterations: key.iterations,
-            hash_len: key.stored_key.len() as u32,
-            reserved: 0,
-            salt: abi::Bytes::of(key.salt),
-            stored_key: abi::Bytes::of(key.stored_key),
-            server_key: abi::Bytes::of(key.server_key),
-        });
-        let result = situation.ended.as_ref().map(|ended| abi::EffectResult {
-            size: size_of::<abi::EffectResult>() as u32,
-            effect: ended.effect,
-            status: ended.status,
-            handle: ended.handle,
-            data: abi::Bytes::of(ended.data),
-            scram: scram.as_ref().map_or(ptr::null(), ptr::from_ref),
-        });
-        let input = abi::In {
-            size: size_of::<abi::In>() as u32,
-            event: situation.event,
-            exchange: 1,
-            unix_ms: situation.unix_ms,
-            conn_flags: situation.conn_flags,
-            cb_types: situation.channel_bindings,
-            msg: abi::Bytes::of(situation.message),
-            result: result.as_ref().map_or(ptr::null(), ptr::from_ref),
-            entropy: abi::Bytes::of(situation.entropy),
-            server_name: abi::Bytes::of(situation.server_name),
-            client_ip: abi::Bytes::of(&[127, 0, 0, 1]),
-            listener: abi::Bytes::of(b"test"),
-            sni: abi::Bytes::EMPTY,
-            session_id: 1,
-            tls_version: 0x0304,
-            reserved: 0,
-        };
-        if situation.event == event::START {
-            self.drop_state();
-            *self.state = MaybeUninit::zeroed();
-        }
-        let mut out = abi::Out { buf: scratch.as_mut_ptr(), cap: scratch.len() as u32, ..abi::Out::PRESET };
-        // SAFETY:
-        // - the mechanism, the input and what it names, scratch and state outlive the call; `&mut self` makes
-        //   it the only one on this state.
-        // - the state was zeroed before START, and its address is that of the box from then on.
-        unsafe { step::<M>((&raw const self.mechanism).cast(), self.state.as_mut_ptr().cast(), &input, &mut out) };
-        out
-    }
-
-    /// Octets of the state that a step named.
-    pub fn state(&self, range: std::ops::Range<usize>) -> Vec<u8> {
-        assert!(range.start <= range.end && range.end <= size_of::<M::State>(), "outside of the state");
-        // SAFETY: in bounds, and initialised: a step names octets of the state by a `&[u8]` that lies there.
-        unsafe { slice::from_raw_parts(self.state.as_ptr().cast::<u8>().add(range.start), range.len()) }.to_vec()
-    }
-
-    fn drop_state(&mut self) {
-        // SAFETY: no step runs; what does not live is not dropped.
-        unsafe { Slot::<M::State>::leave(self.state.as_mut_ptr().cast()) };
-    }
-}
-
-impl<M: Mechanism> Drop for Bench<M> {
-    fn drop(&mut self) {
-        self.drop_state();
-    }
-}
-
-/// Calls `handle` as the host does.
-#[cfg(test)]
-fn call<B: Backend>(backend: &B, request: &abi::Request, scratch: &mut [u8]) -> abi::Reply {
-    let cap = u32::try_from(scratch.len()).unwrap_or(u32::MAX);
-    let mut reply = abi::Reply { buf: scratch.as_mut_ptr(), cap, ..abi::Reply::PRESET };
-    // SAFETY: request, what it names (the tests' own slices), scratch and reply live during the call, and `conf` is a `B`.
-    unsafe { handle::<B>(ptr::from_ref(backend).cast_mut().cast(), request, &mut reply) };
-    reply
 }
 
 // ---------------------------------------------------------------- small parts
@@ -921,74 +393,6 @@ unsafe fn write_error(err: *mut c_char, octets: usize, message: &str) {
     unsafe {
         ptr::copy_nonoverlapping(message.as_ptr(), err.cast(), length);
         *err.add(length) = 0;
-    }
-}
-
-/// Replaces whatever the step put out by a diagnosis.
-///
-/// # Safety
-/// `out.buf` has `out.cap` octets and nobody else uses them.
-unsafe fn diagnose(out: &mut abi::Out, reason: &str) {
-    out.used = 0;
-    let length = reason.floor_char_boundary((out.cap as usize).min(abi::DIAG_MAX as usize));
-    if out.buf.is_null() || length == 0 {
-        return;
-    }
-    // SAFETY: `length <= cap`, the caller's promise.
-    unsafe { ptr::copy_nonoverlapping(reason.as_ptr(), out.buf, length) };
-    out.used = length as u32;
-    out.diag = abi::Slice { region: region::OUT, off: 0, len: length as u32 };
-}
-
-/// Dropping a panic's payload may panic again; that one is leaked.
-fn forget_panic(payload: Box<dyn Any + Send>) {
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        mem::forget(again);
-    }
-}
-
-/// Where the last panic of this thread was. Not its message: that may quote what the client sent.
-#[derive(Clone, Copy)]
-struct Spot {
-    octets: [u8; 160],
-    len: usize,
-}
-
-impl Spot {
-    const NOWHERE: Spot = Spot { octets: [0; 160], len: 0 };
-
-    fn as_str(&self) -> &str {
-        self.octets.get(..self.len).and_then(|octets| std::str::from_utf8(octets).ok()).unwrap_or_default()
-    }
-}
-
-impl std::fmt::Write for Spot {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let length = text.floor_char_boundary(self.octets.len() - self.len);
-        self.octets[self.len..self.len + length].copy_from_slice(&text.as_bytes()[..length]);
-        self.len += length;
-        Ok(())
-    }
-}
-
-thread_local! {
-    // No destructor: a thread-local with one would bind the library to the thread's end.
-    static LAST_PANIC: Cell<Spot> = const { Cell::new(Spot::NOWHERE) };
-}
-
-fn note_panic(info: &std::panic::PanicHookInfo<'_>) {
-    let mut spot = Spot::NOWHERE;
-    let written = match info.location() {
-        // The end of a long path says more than its beginning.
-        Some(place) => {
-            let file = place.file();
-            let tail = &file[file.ceil_char_boundary(file.len().saturating_sub(130))..];
-            write!(spot, "panic at {tail}:{}", place.line())
-        }
-        None => write!(spot, "panic"),
-    };
-    if written.is_ok() {
-        LAST_PANIC.set(spot);
     }
 }
 

@@ -1,8 +1,13 @@
 //! The border itself: panics, destructors, parts, the note.
 
+use std::cell::Cell;
+
 use super::*;
+use crate::abi::{fail, status};
+use crate::backend::{Asked, BackendMeta, Reply, Request};
+use crate::cx::{Bad, Cx, Done, Outcome};
 use crate::testing::{Answer, Exchange};
-use crate::{Effect, Part, Status, flag};
+use crate::{Effect, Meta, Part, Status, flag};
 
 /// Does on START what its message says.
 struct Probe;
@@ -108,7 +113,7 @@ fn an_exchange_begins_with_start() {
 #[test]
 fn a_panic_is_a_failure_that_quotes_nobody() {
     // As `enter` does it; other tests of this process do not panic.
-    std::panic::set_hook(Box::new(note_panic));
+    panics::watch();
     let answer = Exchange::new(Probe).start(Some(b"panic"));
     let _ = std::panic::take_hook();
     let Answer::Failure { class: fail::INTERNAL, reason, .. } = answer else { panic!("{answer:?}") };
@@ -203,7 +208,7 @@ fn ask(effect: u32, authcid: &[u8], data: &[u8]) -> (u32, u32, Vec<u8>, Vec<u8>,
         reserved: 0,
     };
     let mut scratch = vec![0; 4096];
-    let reply = call(&own, &request, &mut scratch);
+    let reply = request::call(&own, &request, &mut scratch);
     let part = |slice: abi::Slice| scratch[slice.off as usize..(slice.off + slice.len) as usize].to_vec();
     let written = scratch[..reply.used as usize].to_vec();
     (reply.status, reply.found, part(reply.identity), part(reply.data), written)
