@@ -25,7 +25,7 @@ const WAITING_MAX: usize = 1024;
 pub(crate) struct Job {
     /// Names it.
     pub ticket: u64,
-    pub exchange: Exchange,
+    pub exchange: Box<Exchange>,
     /// The step as it came over the link.
     pub step: Secret,
     /// The mechanism has seen it, and asked for more time.
@@ -35,7 +35,7 @@ pub(crate) struct Job {
 /// A step that has come back.
 pub(crate) struct Done {
     pub ticket: u64,
-    pub exchange: Exchange,
+    pub exchange: Box<Exchange>,
     /// The encoded answer.
     pub answer: Secret,
 }
@@ -90,7 +90,7 @@ impl Pool {
     }
 
     /// Takes a step back that no thread has begun; `None`: one has.
-    pub(crate) fn withdraw(&self, ticket: u64) -> Option<Exchange> {
+    pub(crate) fn withdraw(&self, ticket: u64) -> Option<Box<Exchange>> {
         let mut queue = self.0.lock();
         let at = queue.waiting.iter().position(|job| job.ticket == ticket)?;
         queue.waiting.remove(at).map(|job| job.exchange)

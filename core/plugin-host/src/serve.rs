@@ -63,14 +63,14 @@ pub struct Host {
 struct Stepper {
     scratch: Secret,
     /// Made of exchanges that are over.
-    spare: Vec<Exchange>,
+    spare: Vec<Box<Exchange>>,
 }
 
 /// Those of one shard.
 type Exchanges = Numbered<Place>;
 
 enum Place {
-    Here(Exchange),
+    Here(Box<Exchange>),
     /// With the pool, under this ticket.
     Away(u64),
 }
@@ -305,7 +305,7 @@ impl Turn<'_> {
                     exchange.begin(mechanism, facts);
                     exchange
                 }
-                None => Exchange::new(mechanism, facts),
+                None => Box::new(Exchange::new(mechanism, facts)),
             };
             kept.insert(step.exchange, Place::Here(exchange));
             *self.exchanges += 1;

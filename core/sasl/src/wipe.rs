@@ -9,8 +9,9 @@ pub fn wipe(octets: &mut [u8]) {
 /// As [`wipe`], with the room behind the content; the vector is empty afterwards.
 pub fn wipe_all(octets: &mut Vec<u8>) {
     let room = octets.capacity();
+    octets.clear();
     octets.resize(room, 0);
-    wipe(octets);
+    zeroize::optimization_barrier(octets);
     octets.clear();
 }
 
