@@ -63,6 +63,7 @@ pub struct Host {
 struct Stepper {
     scratch: Secret,
     /// Made of exchanges that are over.
+    #[allow(clippy::vec_box, reason = "they move between here and the shards' tables without being copied")]
     spare: Vec<Box<Exchange>>,
 }
 
