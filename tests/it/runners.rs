@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -563,6 +563,43 @@ fn the_library_of_bad_plugins_is_contained() {
     compile(server.folder.path(), &good, "bad", &[]);
     reload(&server);
     await_that("a login", || Client::connect(server.mx()).auth("X-BAD", "alice@demo.test:secret").starts_with("235 "));
+}
+
+/// In a process of its own it has ten seconds; inline its new workers never serve, and those before them go on.
+#[test]
+fn a_library_that_does_not_come_to_an_end_while_it_is_loaded_stops_nobody() {
+    let sources = root().join("tests/bad-plugins");
+    let [good, slow] = ["good.c", "slow_to_load.c"].map(|name| sources.join(name));
+    for runner in ["process", "inline"] {
+        let terms = format!("runner = \"{runner}\"");
+        let server = start_with("bad", "X-BAD", &terms, |folder| compile(folder, &good, "bad", &[]));
+        let workers = server.processes()["worker"].clone();
+        let login = || {
+            let reply = Client::connect(server.mx()).auth("X-BAD", "alice@demo.test:secret");
+            assert!(reply.starts_with("235 "), "{runner}: {reply}\n{}", server.log());
+        };
+        login();
+        compile(server.folder.path(), &slow, "bad", &[]);
+        let mut reload =
+            server.command(&["reload"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts");
+        let begun = |role: &str, usual: usize| server.processes().get(role).is_some_and(|all| all.len() > usual);
+        match runner {
+            "process" => await_that("its process", || begun("mechanism-host", 1)),
+            _ => await_that("new workers", || begun("worker", workers.len())),
+        }
+        login();
+        if runner == "process" {
+            let died = |line: &str| line.contains("process.died") && line.contains("SIGALRM");
+            await_that("the end of its process", || server.log().lines().any(died));
+            login();
+        }
+        assert!(
+            workers.iter().all(|worker| server.processes()["worker"].contains(worker)),
+            "{runner}: the same workers"
+        );
+        let _ = reload.kill();
+        let _ = reload.wait();
+    }
 }
 
 /// What a library changes of its process is the mechanism-host's own; inline it is the worker's (docs/threat-model.md),
