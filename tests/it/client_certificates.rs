@@ -241,6 +241,38 @@ fn external_by_a_uri_in_the_certificate() {
     }
 }
 
+/// Another implementation of EXTERNAL; its TLS library is GnuTLS.
+#[test]
+fn gsasl_logs_in_by_its_certificate() {
+    if !present("gsasl", command_exists("gsasl")) {
+        return;
+    }
+    let known = Authority::new("Ours");
+    let mut server = prepare("request", &known);
+    std::fs::write(server.path("state/auth/users"), format!("alice@{DOMAIN}::cert=cn:alice\n"))
+        .expect("the users file");
+    server.run();
+    for (name, authzid, wanted) in [
+        ("alice", "alice@demo.test", "235 2.7.0"),
+        ("alice", "", "235 2.7.0"),
+        ("alice", "bob@demo.test", "535 5.7.8"),
+        ("mallory", "", "535 5.7.8"),
+    ] {
+        let (certificate, key) = known.issue(name, &[]);
+        let [file, key_file] = ["client.pem", "client.key"].map(|name| server.path(name));
+        std::fs::write(&file, pem("CERTIFICATE", &certificate)).expect("a file");
+        std::fs::write(&key_file, pem("PRIVATE KEY", key.secret_der())).expect("a file");
+        let mut command = Command::new("gsasl");
+        command.args(["--smtp", "--verbose", "--x509-ca-file=", "--mechanism", "EXTERNAL"]);
+        command.arg(format!("--x509-cert-file={}", file.display()));
+        command.arg(format!("--x509-key-file={}", key_file.display()));
+        command.args(["--authorization-id", authzid]);
+        command.arg(server.ip.to_string()).arg(server.submission().port().to_string());
+        let (_, said) = crate::server::output(&mut command);
+        assert!(said.contains(wanted), "{name} {authzid:?}: {said}\n{}", server.log());
+    }
+}
+
 /// A client of another make, with another TLS library.
 #[test]
 fn msmtp_logs_in_by_its_certificate() {
