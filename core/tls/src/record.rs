@@ -90,16 +90,11 @@ impl Records {
 
     /// Opens the records that lie whole at the front of `net`, where they lie, and appends what they say to `plain`.
     pub(crate) fn receive(&mut self, net: &mut [u8], plain: &mut Vec<u8>) -> Result<Progress, Fault> {
-        let mut cipher = None;
+        let mut cipher = self.read.cipher()?;
         let mut used = 0;
         while let Some(record) = first_record(net.get_mut(used..).unwrap_or_default())? {
             used += record.len();
-            let opened_with = match cipher.take() {
-                Some(cipher) => cipher,
-                None => self.read.cipher()?,
-            };
-            let (content_type, content) = self.read.open(&opened_with, record)?;
-            cipher = Some(opened_with);
+            let (content_type, content) = self.read.open(&cipher, record)?;
             match content_type {
                 // §5.1: nothing comes between the parts of a handshake message.
                 APPLICATION_DATA | ALERT if self.key_update_octets > 0 => {
@@ -121,7 +116,7 @@ impl Records {
                     self.count_without_data()?;
                     if let Some(request) = self.key_update(content)? {
                         self.read = Keys::new(self.kernel.update_rx_secret()?)?;
-                        cipher = None;
+                        cipher = self.read.cipher()?;
                         if request == KeyUpdate::Requested as u8 {
                             // One answer to all that come until we have something to say.
                             self.update.get_or_insert(KeyUpdate::NotRequested);
