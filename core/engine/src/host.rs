@@ -293,7 +293,8 @@ impl TurnHost<'_> {
         if self.shared.passes.as_ref().is_some_and(|passes| envelope.recipients().any(|to| passes(&to))) {
             return self.hand_over(entry, last_ms, prepend);
         }
-        let commit = self.local.spool.commit(entry, &self.local.envelope, prepend, self.token.word());
+        // Those of one turn go together: the shard gives the word at its end.
+        let commit = self.local.spool.queue(entry, &self.local.envelope, prepend, self.token.word());
         if commit == Commit::Pending {
             *self.pending = Pending::Commit;
             // Nobody else uses the place meanwhile.

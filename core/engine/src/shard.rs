@@ -270,6 +270,7 @@ impl Shard {
     }
 
     fn end_of_turn(&mut self) {
+        self.local.spool.go();
         let (shared, number) = (&self.shared, self.local.number);
         let now = self.local.now;
         // The process is as alive as its slowest shard (CONTRACT C26).

@@ -209,7 +209,7 @@ pub(crate) fn run(shared: &Shared, jobs: &Receiver<Job>) {
             Job::Commit(filing, mut pending) => match make_durable(shared, &filing) {
                 Ok((octets, sum)) => {
                     pending.body = PendingBody::Filed { octets, sum };
-                    shared.enqueue(*pending);
+                    shared.enqueue(*pending, 1);
                 }
                 Err(trouble) => pending.listener.completions.done(pending.ticket, Err(trouble)),
             },

@@ -1,12 +1,12 @@
 //! Group commit: one thread that appends and syncs, and one that has the next segment ready.
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use smtp::id::QueueId;
 
 use crate::bug::{Bug, planted};
@@ -23,46 +23,80 @@ use crate::{Doorbell, Trouble, names};
 const WRITE_OCTETS: usize = 4 << 20;
 /// Octets that are zero-filled at once, at most.
 const FILL_OCTETS: u64 = 1 << 20;
-/// A write of more than this is of several messages.
-const SHARED_OCTETS: u64 = 24 << 10;
+/// A write of more than this is of so many messages that what a growing file costs is little for each.
+const SHARED_OCTETS: u64 = 128 << 10;
+/// How far ahead of the log a segment is filled; a whole one at once would keep the disk from those who wait for it.
+const FILL_AHEAD_OCTETS: u64 = 4 << 20;
+/// Between doorbells: delivery need not wake up for every group of a busy writer.
+const BELL_EVERY: Duration = Duration::from_millis(2);
 /// Of a seal, padded.
 const SEAL_OCTETS: u64 = RECORD_HEADER_OCTETS as u64 + 16;
 
 /// The committer's thread: whatever queued while the last sync ran goes with the next one.
 pub(crate) fn run(shared: &Shared) {
-    let mut log =
-        Log { shared, current: None, failed: None, buffer: Vec::new(), waiting: Vec::new(), next_wanted: false };
-    let mut batch = Vec::new();
-    loop {
-        {
-            let mut queue = shared.queue.lock();
-            while queue.pending.is_empty() {
-                if queue.stop {
-                    drop(queue);
-                    return log.end();
-                }
-                queue.committer_sleeps = true;
-                shared.queued.wait(&mut queue);
-            }
-            queue.committer_sleeps = false;
-            mem::swap(&mut batch, &mut queue.pending);
-        }
-        log.commit(&mut batch);
+    while wait(shared) {
+        shared.log.lock().commit_all(shared);
+        shared.bell.lock().ring_if_due(shared);
     }
+    shared.log.lock().end(shared);
+    shared.bell.lock().ring(shared);
+}
+
+/// Waits for messages; false when there will be no more.
+fn wait(shared: &Shared) -> bool {
+    let mut queue = shared.queue.lock();
+    while queue.pending.is_empty() {
+        if queue.stop {
+            return false;
+        }
+        queue.committer_sleeps = true;
+        let due = shared.bell.lock().due();
+        match due {
+            None => shared.queued.wait(&mut queue),
+            Some(due) => {
+                if shared.queued.wait_until(&mut queue, due).timed_out() {
+                    MutexGuard::unlocked(&mut queue, || shared.bell.lock().ring_if_due(shared));
+                }
+            }
+        }
+    }
+    queue.committer_sleeps = false;
+    true
+}
+
+/// On the thread of a caller that may block, and that nobody else waits beside: two changes of thread are saved.
+/// Does nothing when the committer is at work; it will see what has queued.
+pub(crate) fn commit_here(shared: &Shared) -> bool {
+    let Some(mut log) = shared.log.try_lock() else { return false };
+    log.commit_all(shared);
+    drop(log);
+    // The committer sleeps, and nobody would ring later.
+    shared.bell.lock().ring(shared);
+    true
 }
 
 /// The segments of this writer, as far as they are still appended to.
-struct Log<'a> {
-    shared: &'a Shared,
+#[derive(Default)]
+pub(crate) struct Log {
     current: Option<Current>,
     /// A segment whose sync failed and whose seal is not durable yet. Kept open and locked: as long as it is,
     /// delivery does not read it to its end.
     failed: Option<Current>,
+    /// What is being committed.
+    batch: Vec<Pending>,
     /// Records that are not written yet; they belong before `current.position`.
     buffer: Vec<u8>,
     /// Who waits for the next sync.
     waiting: Vec<Waiting>,
     next_wanted: bool,
+}
+
+/// What delivery has been told, and when.
+#[derive(Default)]
+pub(crate) struct Bell {
+    rung: Option<Instant>,
+    /// The newest, if it has not been told yet.
+    waits: Option<Doorbell>,
 }
 
 struct Current {
@@ -80,54 +114,58 @@ struct Waiting {
     filed: Option<QueueId>,
 }
 
-impl Log<'_> {
-    fn commit(&mut self, batch: &mut Vec<Pending>) {
+impl Log {
+    /// Commits what has queued.
+    fn commit_all(&mut self, shared: &Shared) {
+        let mut batch = mem::take(&mut self.batch);
+        mem::swap(&mut batch, &mut shared.queue.lock().pending);
         let mut refused = None;
         for pending in batch.drain(..) {
             let octets = record_octets(&pending);
-            let fits = octets <= PAYLOAD_OCTETS_MAX
-                && RECORDS_START + SEAL_OCTETS + octets <= self.shared.options.segment_octets;
+            let fits =
+                octets <= PAYLOAD_OCTETS_MAX && RECORDS_START + SEAL_OCTETS + octets <= shared.options.segment_octets;
             let trouble = match refused {
                 None if !fits => Some(Trouble::Temporary),
                 None => {
-                    refused = self.make_room(octets).err();
+                    refused = self.make_room(shared, octets).err();
                     refused
                 }
                 trouble => trouble,
             };
             match trouble {
-                None => self.append(pending),
-                Some(trouble) => self.reject(pending, trouble),
+                None => self.append(shared, pending),
+                Some(trouble) => self.reject(shared, pending, trouble),
             }
             if self.buffer.len() >= WRITE_OCTETS
-                && let Err(error) = self.write()
+                && let Err(error) = self.write(shared)
             {
-                self.fail(&error);
+                self.fail(shared, &error);
             }
         }
+        self.batch = batch;
         // The chunks are free already; senders may go on while the disk works.
-        self.shared.pool.wake();
-        self.sync();
+        shared.pool.wake();
+        self.sync(shared);
     }
 
     /// Sees to it that `current` has room for a record.
-    fn make_room(&mut self, octets: u64) -> Result<(), Trouble> {
+    fn make_room(&mut self, shared: &Shared, octets: u64) -> Result<(), Trouble> {
         if let Some(current) = &self.current {
             if current.position + octets <= current.segment.octets {
                 return Ok(());
             }
-            self.sync();
+            self.sync(shared);
             // All of it is durable now: giving it up unlocks it, and delivery may read it to its end. After a
             // failed sync `current` is the new one already.
             if self.current.as_ref().is_some_and(|current| current.position + octets > current.segment.octets) {
                 self.current = None;
             }
         }
-        if self.current.is_none() { self.next_segment() } else { Ok(()) }
+        if self.current.is_none() { self.next_segment(shared) } else { Ok(()) }
     }
 
-    fn append(&mut self, pending: Pending) {
-        let Some(current) = &mut self.current else { return self.reject(pending, Trouble::Temporary) };
+    fn append(&mut self, shared: &Shared, pending: Pending) {
+        let Some(current) = &mut self.current else { return self.reject(shared, pending, Trouble::Temporary) };
         let Pending { listener, ticket, id, meta, envelope_octets, body } = pending;
         let header = RecordHeader {
             kind: Kind::Message,
@@ -149,8 +187,8 @@ impl Log<'_> {
                 let parts = std::iter::once(&meta[..]).chain(held.chunks().map(|chunk| &chunk[..]));
                 key.append_record(&mut self.buffer, RecordHeader { body_octets, ..header }, parts);
                 let octets = held.capacity();
-                held.into_chunks().for_each(|chunk| self.shared.pool.give(chunk));
-                self.shared.pool.left(octets);
+                held.into_chunks().for_each(|chunk| shared.pool.give(chunk));
+                shared.pool.left(octets);
             }
             PendingBody::Filed { octets, sum } => {
                 filed = Some(id);
@@ -159,43 +197,46 @@ impl Log<'_> {
             }
         }
         current.position += (self.buffer.len() - before) as u64;
-        self.shared.keep_meta(meta);
+        shared.keep_meta(meta);
         self.waiting.push(Waiting { listener, ticket, filed });
     }
 
-    fn reject(&self, pending: Pending, trouble: Trouble) {
+    fn reject(&self, shared: &Shared, pending: Pending, trouble: Trouble) {
         match pending.body {
             PendingBody::Held(held) => {
                 let octets = held.capacity();
-                held.into_chunks().for_each(|chunk| self.shared.pool.give(chunk));
-                self.shared.pool.left(octets);
+                held.into_chunks().for_each(|chunk| shared.pool.give(chunk));
+                shared.pool.left(octets);
             }
-            PendingBody::Filed { .. } => self.shared.bodies.discard(pending.id),
+            PendingBody::Filed { .. } => shared.bodies.discard(pending.id),
         }
         pending.listener.completions.done(pending.ticket, Err(trouble));
     }
 
-    fn write(&mut self) -> io::Result<()> {
+    fn write(&mut self, shared: &Shared) -> io::Result<()> {
         if let Some(current) = &self.current
             && !self.buffer.is_empty()
         {
             current.segment.write(current.position - self.buffer.len() as u64, &self.buffer)?;
-            self.shared.ahead.appended.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
-            self.shared.ahead.writes.fetch_add(1, Ordering::Relaxed);
+            shared.ahead.appended.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
+            shared.ahead.writes.fetch_add(1, Ordering::Relaxed);
             self.buffer.clear();
+            if current.segment.wants_filling() {
+                shared.ahead.wake();
+            }
         }
         Ok(())
     }
 
     /// Makes durable what was appended, and says so.
-    fn sync(&mut self) {
+    fn sync(&mut self, shared: &Shared) {
         if self.waiting.is_empty() {
             return;
         }
         if planted(Bug::AcknowledgeEarly) {
             self.tell();
         }
-        let synced = self.write().and_then(|()| match (&self.current, self.shared.options.durability) {
+        let synced = self.write(shared).and_then(|()| match (&self.current, shared.options.durability) {
             (Some(current), Durability::GroupFsync) => match current.segment.file.sync() {
                 Err(_) if planted(Bug::RetrySync) => current.segment.file.sync(),
                 synced => synced,
@@ -203,15 +244,15 @@ impl Log<'_> {
             _ => Ok(()),
         });
         if let Err(error) = synced {
-            return self.fail(&error);
+            return self.fail(shared, &error);
         }
         self.tell();
         if let Some(current) = &mut self.current {
             current.durable = current.position;
-            ring(self.shared, current);
+            note(shared, current);
             if !self.next_wanted && current.position > current.segment.octets / 2 {
                 self.next_wanted = true;
-                self.shared.ahead.want();
+                shared.ahead.want();
             }
         }
     }
@@ -225,11 +266,11 @@ impl Log<'_> {
 
     /// A write or a sync failed. What the disk holds behind the last good offset is unknown, also to a later
     /// sync: the segment is given up, and the next one begins by saying so.
-    fn fail(&mut self, error: &io::Error) {
+    fn fail(&mut self, shared: &Shared, error: &io::Error) {
         self.buffer.clear();
         let waiting = mem::take(&mut self.waiting);
         if let Some(current) = self.current.take() {
-            (self.shared.hooks.trouble)(&format!(
+            (shared.hooks.trouble)(&format!(
                 "spool: segment {} is given up after octet {}: {error}; {} messages refused",
                 names::segment(current.segment.writer, current.segment.sequence),
                 current.durable,
@@ -239,30 +280,31 @@ impl Log<'_> {
         }
         // Sealed before anybody is told: after "451" the message must not turn up. When there is no segment to
         // be had now, nor at a second try, the next commit tries again, and so does the end of this process.
-        if self.next_segment().is_err() {
-            let _ = self.next_segment();
+        if self.next_segment(shared).is_err() {
+            let _ = self.next_segment(shared);
         }
         for waiting in waiting {
             // Without a seal the record may be found: then its body had better be there.
             if let (Some(id), None) = (waiting.filed, &self.failed) {
-                self.shared.bodies.discard(id);
+                shared.bodies.discard(id);
             }
             waiting.listener.completions.done(waiting.ticket, Err(Trouble::of(error)));
         }
     }
 
-    /// The last chance to say how far a failed segment may be read.
-    fn end(mut self) {
+    /// The last chance to say how far a failed segment may be read; then all are given up.
+    fn end(&mut self, shared: &Shared) {
         if self.failed.is_some() {
-            let _ = self.next_segment();
+            let _ = self.next_segment(shared);
         }
+        (self.current, self.failed) = (None, None);
     }
 
-    fn next_segment(&mut self) -> Result<(), Trouble> {
-        if self.shared.ahead.is_stopped() {
+    fn next_segment(&mut self, shared: &Shared) -> Result<(), Trouble> {
+        if shared.ahead.is_stopped() {
             return Err(Trouble::Temporary);
         }
-        let segment = self.shared.ahead.take()?;
+        let segment = shared.ahead.take()?;
         self.next_wanted = false;
         let mut current = Current { segment, position: RECORDS_START, durable: RECORDS_START };
         if planted(Bug::NoSeal) {
@@ -270,15 +312,15 @@ impl Log<'_> {
         }
         if let Some(failed) = &self.failed {
             if let Err(error) = seal(&mut current, failed) {
-                self.shared.ahead.stop_accepting();
-                (self.shared.hooks.trouble)(&format!(
+                shared.ahead.stop_accepting();
+                (shared.hooks.trouble)(&format!(
                     "spool: segment {} cannot be sealed: {error}; this process accepts no more mail",
                     names::segment(failed.segment.writer, failed.segment.sequence),
                 ));
                 return Err(Trouble::Temporary);
             }
             self.failed = None;
-            ring(self.shared, &current);
+            note(shared, &current);
         }
         self.current = Some(current);
         Ok(())
@@ -308,11 +350,34 @@ fn seal(current: &mut Current, failed: &Current) -> io::Result<()> {
     Ok(())
 }
 
-fn ring(shared: &Shared, current: &Current) {
+impl Bell {
+    /// When the one that waits is told.
+    fn due(&self) -> Option<Instant> {
+        self.waits.and(self.rung).map(|rung| rung + BELL_EVERY)
+    }
+
+    /// Tells it, unless the last one was just now: then the next sync does, or the committer when it has nothing else
+    /// to do.
+    fn ring_if_due(&mut self, shared: &Shared) {
+        if self.due().is_none_or(|due| due <= Instant::now()) {
+            self.ring(shared);
+        }
+    }
+
+    fn ring(&mut self, shared: &Shared) {
+        if let Some(bell) = self.waits.take() {
+            self.rung = Some(Instant::now());
+            (shared.hooks.doorbell)(bell);
+        }
+    }
+}
+
+/// How far the log is durable, for delivery.
+fn note(shared: &Shared, current: &Current) {
     let Prepared { writer, sequence, .. } = *current.segment;
     let bell = Doorbell { writer, segment: sequence, durable: current.durable };
     *shared.position.lock() = Some(bell);
-    (shared.hooks.doorbell)(bell);
+    shared.bell.lock().waits = Some(bell);
 }
 
 fn record_octets(pending: &Pending) -> u64 {
@@ -333,9 +398,11 @@ pub(crate) struct Prepared {
     /// For the filler's syncs: an error that one descriptor has reported is not told to it again, but it is
     /// told to the other.
     filler: Box<dyn File>,
+    /// Written up to here.
+    written: AtomicU64,
     /// Zero-filled up to here.
     filled: AtomicU64,
-    /// The log has come closer than the filler: no more filling.
+    /// The log has come closer than the filler, or is faster: no more filling.
     overtaken: AtomicBool,
     /// Held while a block is being filled.
     gate: Mutex<()>,
@@ -380,6 +447,7 @@ impl Prepared {
             key: Key::new(&salt),
             file,
             filler: shared.disk.open(&name)?,
+            written: AtomicU64::new(RECORDS_START),
             filled: AtomicU64::new(first.len() as u64),
             overtaken: AtomicBool::new(false),
             gate: Mutex::new(()),
@@ -412,7 +480,20 @@ impl Prepared {
             // The filler is through with its block, and begins no other.
             drop(self.gate.lock());
         }
-        self.file.write_at(offset, octets)
+        self.file.write_at(offset, octets)?;
+        self.written.store(offset + octets.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether blocks may still be filled.
+    fn may_fill(&self) -> bool {
+        self.filled.load(Ordering::Acquire) < self.octets && !self.overtaken.load(Ordering::Acquire)
+    }
+
+    /// Whether one should be filled now.
+    fn wants_filling(&self) -> bool {
+        let ahead = self.filled.load(Ordering::Acquire).saturating_sub(self.written.load(Ordering::Acquire));
+        ahead < FILL_AHEAD_OCTETS && self.may_fill()
     }
 }
 
@@ -465,6 +546,13 @@ impl Ahead {
         }
     }
 
+    /// A segment should be filled further.
+    fn wake(&self) {
+        // Under the lock: who is about to wait has looked before.
+        let _slot = self.slot.lock();
+        self.changed.notify_all();
+    }
+
     /// Has the room on disk looked at.
     pub(crate) fn ask_for_room(&self) {
         self.slot.lock().room_wanted = true;
@@ -488,10 +576,11 @@ impl Ahead {
 /// The preparer's thread.
 pub(crate) fn prepare(shared: &Shared) {
     let mut sequence = 0;
-    let mut filling: VecDeque<Arc<Prepared>> = VecDeque::new();
+    // Not ours to keep open: a segment is given up by closing it.
+    let mut filling: Vec<Weak<Prepared>> = Vec::new();
     let zeros = vec![0; fill_octets(shared.options.segment_octets) as usize];
     loop {
-        let (create, look) = {
+        let (create, look, fill) = {
             let mut slot = shared.ahead.slot.lock();
             loop {
                 if slot.stop {
@@ -500,8 +589,10 @@ pub(crate) fn prepare(shared: &Shared) {
                 }
                 let create = slot.wanted && slot.ready.is_none();
                 let look = mem::take(&mut slot.room_wanted);
-                if create || look || !filling.is_empty() {
-                    break (create, look);
+                filling.retain(|segment| segment.upgrade().is_some_and(|segment| segment.may_fill()));
+                let fill = filling.iter().filter_map(Weak::upgrade).find(|segment| segment.wants_filling());
+                if create || look || fill.is_some() {
+                    break (create, look, fill);
                 }
                 shared.ahead.changed.wait(&mut slot);
             }
@@ -517,7 +608,7 @@ pub(crate) fn prepare(shared: &Shared) {
             slot.wanted = false;
             match made {
                 Ok(made) => {
-                    filling.push_back(made.clone());
+                    filling.push(Arc::downgrade(&made));
                     slot.ready = Some(made);
                 }
                 Err(error) => {
@@ -526,7 +617,7 @@ pub(crate) fn prepare(shared: &Shared) {
                 }
             }
             shared.ahead.changed.notify_all();
-        } else if let Some(segment) = filling.front() {
+        } else if let Some(segment) = fill {
             let ahead = &shared.ahead;
             let written = || (ahead.appended.load(Ordering::Relaxed), ahead.writes.load(Ordering::Relaxed));
             let before = written();
@@ -537,7 +628,7 @@ pub(crate) fn prepare(shared: &Shared) {
             // half of the disk's bandwidth, and of the processor time that writing takes.
             let busy = octets > zeros.len() as u64 / 4 || (writes > 0 && octets / writes > SHARED_OCTETS);
             if busy || !more {
-                filling.pop_front();
+                segment.overtaken.store(true, Ordering::Release);
             }
         }
     }

@@ -145,6 +145,15 @@ fn run_workload(disk: &SimDisk, options: Options, messages: u64) -> Ledger {
         }
         let envelope = format!("envelope {number}").into_bytes();
         let prepend = format!("Received: {number}\r\n").into_bytes();
+        // Beside an event loop's messages, one of a caller that blocks.
+        if number % 7 == 2 {
+            match port.commit_now(entry, &envelope, &prepend) {
+                Ok(()) => drop(ledger.acknowledged.insert(id(number))),
+                Err(trouble) => drop(ledger.refused.insert(id(number), trouble)),
+            }
+            ledger.submitted.insert(id(number), (envelope, prepend, body));
+            continue;
+        }
         port.commit(entry, &envelope, &prepend, number);
         ledger.submitted.insert(id(number), (envelope, prepend, body));
         tickets.push(number);
@@ -377,6 +386,69 @@ fn follow_a_living_writer() -> Result<(), String> {
     assert_eq!(disk.files(), []);
     assert_eq!(disk.list("").unwrap(), Vec::<String>::new());
     Ok(())
+}
+
+/// One alone, whose own thread writes, and eight beside each other and beside an event loop.
+#[test]
+fn who_waits_hears_when_it_is_durable() {
+    let disk = SimDisk::new();
+    let bells = Arc::new(Mutex::new(Vec::new()));
+    let heard = bells.clone();
+    let hooks = Hooks { doorbell: Box::new(move |bell| heard.lock().push(bell)), ..Hooks::default() };
+    let writer = Writer::open(Arc::new(disk.clone()), small_options(), hooks).unwrap();
+    let (inbox, port) = port(&writer);
+    let post = |number: u64| {
+        let mut entry = port.begin(id(number), None).unwrap();
+        append_all(&inbox, &mut entry, &body(number, 3000));
+        port.commit_now(entry, b"envelope", b"p").unwrap();
+        let found = recover(Arc::new(disk.image(Image::Lost, 0))).unwrap();
+        assert!(
+            found[&id(number)].2 == body(number, 3000),
+            "message {number} was lost after it was said to be durable"
+        );
+    };
+    (0..10).for_each(post);
+    // Nobody else would ring later.
+    assert_eq!(bells.lock().last().copied(), writer.position());
+    std::thread::scope(|scope| {
+        for thread in 1..9 {
+            scope.spawn(move || (thread * 100..thread * 100 + 20).for_each(post));
+        }
+        for number in 0..40 {
+            commit(&inbox, &port, 2000 + number, 100).unwrap();
+        }
+    });
+    drop(port);
+    drop(writer);
+    assert_eq!(recover(Arc::new(disk)).unwrap().len(), 10 + 8 * 20 + 40);
+}
+
+/// An event loop's messages wait for its word, or for so many others that a sync is worth it.
+#[test]
+fn messages_that_queue_go_together() {
+    let disk = SimDisk::new();
+    let writer = Writer::open(Arc::new(disk.clone()), small_options(), Hooks::default()).unwrap();
+    let (inbox, port) = port(&writer);
+    let queue = |number: u64| {
+        let mut entry = port.begin(id(number), None).unwrap();
+        append_all(&inbox, &mut entry, b"x");
+        port.queue(entry, b"envelope", b"p", number);
+    };
+    // The first one makes the segment.
+    queue(0);
+    port.go();
+    inbox.wait(0).unwrap();
+    (1..20).for_each(queue);
+    assert_eq!(inbox.results.lock().len(), 1);
+    port.go();
+    (1..20).for_each(|number| inbox.wait(number).unwrap());
+    (20..52).for_each(queue);
+    (20..52).for_each(|number| inbox.wait(number).unwrap());
+    // Nobody gives the word for this one; the writer's end does.
+    queue(52);
+    drop((port, writer));
+    inbox.wait(52).unwrap();
+    assert_eq!(recover(Arc::new(disk)).unwrap().len(), 53);
 }
 
 #[test]

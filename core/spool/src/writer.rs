@@ -9,17 +9,17 @@
 use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use smtp::id::QueueId;
 
 use crate::bodies::{Bodies, Filing};
 use crate::bug::{self, Bug, planted};
-use crate::committer::{self, Ahead};
+use crate::committer::{self, Ahead, Bell, Log};
 use crate::pool::{CHUNK_OCTETS_MIN, CLASS_MAX, Chunk, Listener, Pool};
 use crate::segment::{RECORDS_START, WriterId};
 use crate::storage::{Disk, Guard, Room};
@@ -120,6 +120,10 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) queue: Mutex<Queue>,
     pub(crate) queued: Condvar,
+    pub(crate) log: Mutex<Log>,
+    pub(crate) bell: Mutex<Bell>,
+    /// Callers that wait in [`Port::commit_now`].
+    blocked: AtomicUsize,
     pub(crate) ahead: Ahead,
     pub(crate) bodies: Bodies,
     pub(crate) position: Mutex<Option<Doorbell>>,
@@ -176,6 +180,8 @@ struct Floor {
 
 /// How old the picture of the room may be.
 const ROOM_AGE_MAX: Duration = Duration::from_secs(1);
+/// Messages that need not wait for others to queue.
+const GROUP_WORTH: usize = 32;
 /// Envelope and prepend buffers that are kept for the next message.
 const METAS_KEPT: usize = 1024;
 /// Above this such a buffer is not worth keeping.
@@ -195,6 +201,9 @@ impl Writer {
             pool: Pool::new(options.pool_octets),
             queue: Mutex::default(),
             queued: Condvar::new(),
+            log: Mutex::default(),
+            bell: Mutex::default(),
+            blocked: AtomicUsize::new(0),
             ahead: Ahead::default(),
             bodies,
             position: Mutex::new(None),
@@ -294,15 +303,19 @@ impl Shared {
         Err(io::Error::other("somebody removes our spool folder as soon as it is made"))
     }
 
-    /// Hands a message to the committer.
-    pub(crate) fn enqueue(&self, pending: Pending) {
+    /// Puts a message where the committer finds it, and has it look when at least `group` have queued.
+    pub(crate) fn enqueue(&self, pending: Pending, group: usize) {
         let mut queue = self.queue.lock();
         if queue.stop {
             drop(queue);
             return pending.listener.completions.done(pending.ticket, Err(Trouble::Temporary));
         }
         queue.pending.push(pending);
-        if mem::take(&mut queue.committer_sleeps) {
+        self.rouse(queue, group);
+    }
+
+    fn rouse(&self, mut queue: MutexGuard<'_, Queue>, group: usize) {
+        if queue.pending.len() >= group && mem::take(&mut queue.committer_sleeps) {
             drop(queue);
             self.queued.notify_one();
         }
@@ -368,7 +381,41 @@ impl Port {
     /// Makes a message durable: `envelope` is opaque, `prepend` goes before the body on the way out. The
     /// result comes as `done(ticket, …)`; from here on it cannot be taken back. [`Durability::Discard`] has
     /// nothing to wait for and says so at once.
-    pub fn commit(&self, mut entry: Entry, envelope: &[u8], prepend: &[u8], ticket: u64) -> Commit {
+    pub fn commit(&self, entry: Entry, envelope: &[u8], prepend: &[u8], ticket: u64) -> Commit {
+        let commit = self.queue(entry, envelope, prepend, ticket);
+        self.go();
+        commit
+    }
+
+    /// As [`Port::commit`], for a caller that may block: returns when the message is durable, or nothing of it remains.
+    /// When nobody else is about to commit, the caller's own thread does it.
+    pub fn commit_now(&self, entry: Entry, envelope: &[u8], prepend: &[u8]) -> Result<(), Trouble> {
+        let shared = &self.shared;
+        let (waiter, result) = crossbeam_channel::bounded(1);
+        let here = Self { shared: shared.clone(), listener: Arc::new(Listener::new(Arc::new(Waiter(waiter)))) };
+        let alone = shared.blocked.fetch_add(1, Ordering::Relaxed) == 0;
+        let commit = here.queue(entry, envelope, prepend, 0);
+        if commit == Commit::Pending && !(alone && committer::commit_here(shared)) {
+            self.go();
+        }
+        drop(here);
+        let result = match commit {
+            Commit::Done => Ok(()),
+            // The spool has ended when nobody answers.
+            Commit::Pending => result.recv().unwrap_or(Err(Trouble::Temporary)),
+        };
+        shared.blocked.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    /// What was given to [`Port::queue`] is waited for.
+    pub fn go(&self) {
+        self.shared.rouse(self.shared.queue.lock(), 1);
+    }
+
+    /// The same as [`Port::commit`] for a caller with more messages to come at once: they share a write and a sync,
+    /// which begins when so many have queued that it is worth one, or with [`Port::go`]. Who calls this must call that.
+    pub fn queue(&self, mut entry: Entry, envelope: &[u8], prepend: &[u8], ticket: u64) -> Commit {
         let shared = &self.shared;
         if shared.options.durability == Durability::Discard {
             return Commit::Done;
@@ -378,12 +425,12 @@ impl Port {
         meta.extend_from_slice(prepend);
         let envelope_octets = envelope.len() as u32;
         let body = mem::replace(&mut entry.body, Body::Gone);
-        let (id, listener) = (entry.id, entry.port.listener.clone());
+        let (id, listener) = (entry.id, self.listener.clone());
         let pending = |body| Pending { listener, ticket, id, meta, envelope_octets, body };
         match body {
             Body::Held(held) => {
                 shared.pool.leave(held.capacity());
-                shared.enqueue(pending(PendingBody::Held(held)));
+                shared.enqueue(pending(PendingBody::Held(held)), GROUP_WORTH);
             }
             Body::Filed { filing, chunk } => {
                 if let Some(chunk) = chunk {
@@ -420,6 +467,18 @@ impl Port {
         let body = PendingBody::Filed { octets: 0, sum: 0 };
         shared.bodies.hand_over(filing, Pending { listener, ticket, id, meta, envelope_octets, body });
     }
+}
+
+/// A thread that waits for the end of its commit.
+struct Waiter(crossbeam_channel::Sender<Result<(), Trouble>>);
+
+impl Completions for Waiter {
+    fn done(&self, _: u64, result: Result<(), Trouble>) {
+        // There is room for the one result.
+        let _ = self.0.try_send(result);
+    }
+
+    fn room(&self) {}
 }
 
 /// How far a commit has come when [`Port::commit`] returns.

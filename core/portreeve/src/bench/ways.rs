@@ -5,14 +5,14 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use smtp::id::QueueId;
 use spool::{
-    Completions, Disk, File as SpoolFile, Floors, Follower, Guard, Hooks, Message, Notice, Options, Port, RealDisk,
-    Room, Trouble, Writer,
+    Completions, Disk, Entry, File as SpoolFile, Floors, Follower, Guard, Hooks, Message, Notice, Options, Port,
+    RealDisk, Room, Trouble, Writer,
 };
 
 use super::{BODY_OCTETS, Progress};
@@ -20,6 +20,8 @@ use super::{BODY_OCTETS, Progress};
 /// As long as real ones.
 const ENVELOPE: &[u8] = &[0; 120];
 const PREPEND: &[u8] = &[b'x'; 180];
+/// As much as a segment.
+const FILLED_OCTETS: u64 = 64 << 20;
 
 /// How a message becomes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub enum Way {
     FilesAndFolder,
     /// One file for all, synced by each writer for itself.
     Log,
+    /// The same, and the file's octets are there already: one write and one flush of the disk, nothing else.
+    Filled,
     /// Ours.
     Spool,
 }
@@ -60,7 +64,7 @@ pub struct Figures {
 
 impl Way {
     /// All, the one that the others are compared with first.
-    pub const ALL: [Self; 4] = [Self::Files, Self::FilesAndFolder, Self::Log, Self::Spool];
+    pub const ALL: [Self; 5] = [Self::Files, Self::FilesAndFolder, Self::Log, Self::Filled, Self::Spool];
 
     /// As the table says it.
     pub fn name(self) -> &'static str {
@@ -68,6 +72,7 @@ impl Way {
             Self::Files => "file + fsync + rename",
             Self::FilesAndFolder => "file + fsync + rename + fsync of folder",
             Self::Log => "one log, fdatasync per message",
+            Self::Filled => "the same, zero-filled: the bare disk",
             Self::Spool => "spool",
         }
     }
@@ -77,7 +82,8 @@ impl Way {
         match self {
             Self::Files => files(dir, limits, progress, false),
             Self::FilesAndFolder => files(dir, limits, progress, true),
-            Self::Log => log(dir, limits, progress),
+            Self::Log => log(dir, limits, progress, None),
+            Self::Filled => log(dir, limits, progress, Some(FILLED_OCTETS)),
             Self::Spool => through_spool(dir, limits, progress),
         }
     }
@@ -143,39 +149,35 @@ fn files(dir: &Path, limits: &Limits<'_>, progress: &Progress, sync_folder: bool
     Ok(Figures { syncs: figures.micros.len() as u64 * each, ..figures })
 }
 
-fn log(dir: &Path, limits: &Limits<'_>, progress: &Progress) -> io::Result<Figures> {
+/// With `filled` octets written before, and written again and again.
+fn log(dir: &Path, limits: &Limits<'_>, progress: &Progress, filled: Option<u64>) -> io::Result<Figures> {
     let message = [ENVELOPE, PREPEND, &[b'b'; BODY_OCTETS]].concat();
     let file = File::create_new(dir.join("log"))?;
+    let zeros = vec![0; 1 << 20];
+    for at in (0..filled.unwrap_or(0)).step_by(zeros.len()) {
+        file.write_all_at(&zeros, at)?;
+    }
+    file.sync_all()?;
+    let octets = message.len() as u64;
+    let places = filled.map_or(u64::MAX, |filled| filled / octets);
     let figures = measure(limits, progress, || {
         let (message, file) = (&message, &file);
         move |number| {
-            file.write_all_at(message, number * message.len() as u64)?;
+            file.write_all_at(message, number % places * octets)?;
             file.sync_data()
         }
     })?;
     Ok(Figures { syncs: figures.micros.len() as u64, ..figures })
 }
 
-/// A writer's thread, woken when its message is durable.
-struct Wake {
-    thread: Thread,
-    /// 0: waits; 1: durable; 2: not for want of room; 3: not.
-    result: AtomicU8,
-}
+/// A writer's thread, woken when there is room for more.
+struct Wake(Thread);
 
 impl Completions for Wake {
-    fn done(&self, _: u64, result: Result<(), Trouble>) {
-        let result = match result {
-            Ok(()) => 1,
-            Err(Trouble::NoSpace) => 2,
-            Err(Trouble::Temporary) => 3,
-        };
-        self.result.store(result, Ordering::Release);
-        self.thread.unpark();
-    }
+    fn done(&self, _: u64, _: Result<(), Trouble>) {}
 
     fn room(&self) {
-        self.thread.unpark();
+        self.0.unpark();
     }
 }
 
@@ -186,15 +188,14 @@ fn refused(trouble: Trouble) -> io::Error {
     }
 }
 
-fn send(port: &Port, number: u64, body: &[u8]) -> io::Result<()> {
+fn begin(port: &Port, number: u64, body: &[u8]) -> io::Result<Entry> {
     let mut entry = port.begin(id(number), None).map_err(refused)?;
     let mut taken = entry.append(body);
     while taken < body.len() {
         thread::park_timeout(Duration::from_millis(1));
         taken += entry.append(body.get(taken..).unwrap_or_default());
     }
-    port.commit(entry, ENVELOPE, PREPEND, number);
-    Ok(())
+    Ok(entry)
 }
 
 fn options() -> Options {
@@ -208,18 +209,10 @@ fn through_spool(dir: &Path, limits: &Limits<'_>, progress: &Progress) -> io::Re
     let writer = Writer::open(Arc::new(disk), options(), Hooks::default())?;
     let body = [b'b'; BODY_OCTETS];
     let figures = measure(limits, progress, || {
-        let wake = Arc::new(Wake { thread: thread::current(), result: AtomicU8::new(0) });
-        let port = writer.port(wake.clone());
+        let port = writer.port(Arc::new(Wake(thread::current())));
         move |number| {
-            send(&port, number, &body)?;
-            loop {
-                match wake.result.swap(0, Ordering::Acquire) {
-                    0 => thread::park(),
-                    1 => return Ok(()),
-                    2 => return Err(refused(Trouble::NoSpace)),
-                    _ => return Err(refused(Trouble::Temporary)),
-                }
-            }
+            let entry = begin(&port, number, &body)?;
+            port.commit_now(entry, ENVELOPE, PREPEND).map_err(refused)
         }
     })?;
     Ok(Figures { syncs: syncs.load(Ordering::Relaxed), ..figures })
@@ -229,10 +222,10 @@ fn through_spool(dir: &Path, limits: &Limits<'_>, progress: &Progress) -> io::Re
 pub fn recovery(dir: &Path, messages: u64, progress: &Progress) -> io::Result<Duration> {
     {
         let writer = Writer::open(Arc::new(RealDisk::open(dir)?), options(), Hooks::default())?;
-        let port = writer.port(Arc::new(Wake { thread: thread::current(), result: AtomicU8::new(0) }));
+        let port = writer.port(Arc::new(Wake(thread::current())));
         let body = [b'b'; BODY_OCTETS];
         for number in 0..messages {
-            send(&port, number, &body)?;
+            port.commit(begin(&port, number, &body)?, ENVELOPE, PREPEND, number);
             progress.show(number);
         }
     }

@@ -220,7 +220,7 @@ fn a_crash_inside_recovery_loses_nothing_and_repeats_nothing_acknowledged() {
 fn crashes_inside_the_recovery_of_crashes_lose_nothing() {
     let disk = SimDisk::new();
     run_workload(&disk, small_options(), 16);
-    let (every, step, kinds) = if long() { (1, 1, Image::ALL.len() as u64) } else { (6, 3, 2) };
+    let (every, step, kinds) = if long() { (1, 1, Image::ALL.len() as u64) } else { (5, 3, 2) };
     let mut checked = 0;
     for operation in (0..disk.operations()).step_by(every) {
         let first = SimDisk::new();
