@@ -37,6 +37,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod attempt;
 mod connection;
 mod event;
 pub mod maildir;

@@ -407,6 +407,7 @@ impl Route for MxRoute {
                 let to: Vec<Recipient<'_>> =
                     places.iter().filter_map(|&place| recipients.get(place).copied()).collect();
                 let ends = self.to_domain(mail, domain, &to);
+                mail.ended(&to, &ends);
                 let mut verdicts = verdicts.lock();
                 for (&place, end) in places.iter().zip(ends) {
                     if let Some(verdict) = verdicts.get_mut(place) {

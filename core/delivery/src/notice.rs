@@ -7,11 +7,9 @@
 //! It goes into the spool like any other message, written by delivery itself, and is durable before the
 //! recipients that it tells about are settled. A crash in between sends it twice, never not at all.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 use smtp::client::Enhanced;
 use smtp::envelope::{Body, Envelope, Notify, Recipient, Ret};
@@ -269,18 +267,13 @@ pub(crate) struct Postbox {
 
 #[derive(Default)]
 struct Waiting {
-    next: std::sync::atomic::AtomicU64,
-    tickets: Mutex<HashMap<u64, Sender<Result<(), SpoolTrouble>>>>,
     room: parking_lot::Condvar,
     full: Mutex<()>,
 }
 
 impl Completions for Waiting {
-    fn done(&self, ticket: u64, result: Result<(), SpoolTrouble>) {
-        if let Some(waiter) = self.tickets.lock().remove(&ticket) {
-            let _ = waiter.send(result);
-        }
-    }
+    /// Every commit here is waited for.
+    fn done(&self, _: u64, _: Result<(), SpoolTrouble>) {}
 
     fn room(&self) {
         let _full = self.full.lock();
@@ -326,16 +319,9 @@ impl Postbox {
 
     /// Waits until it is durable.
     pub(crate) fn commit(&self, entry: Entry, envelope: &Envelope, prepend: &[u8]) -> Result<(), SpoolTrouble> {
-        let ticket = self.waiting.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (done, result) = bounded(1);
-        self.waiting.tickets.lock().insert(ticket, done);
         let mut octets = Vec::new();
         envelope.encode(&mut octets);
-        match self.port.commit(entry, &octets, prepend, ticket) {
-            spool::Commit::Done => Ok(()),
-            // The spool has ended when nobody answers.
-            spool::Commit::Pending => result.recv().unwrap_or(Err(SpoolTrouble::Temporary)),
-        }
+        self.port.commit_now(entry, &octets, prepend)
     }
 }
 

@@ -27,10 +27,11 @@ use smtp::envelope::{Envelope, Recipient};
 use smtp::id::QueueId;
 use spool::{Entry, Handed, Message, Trouble as SpoolTrouble};
 
+use crate::attempt::{Attempted, End, conclude};
 use crate::event::Event;
 use crate::notice::Postbox;
 use crate::route::{Destination, Mail, Routes, Trouble, Verdict};
-use crate::service::{Attempted, End, Shared, conclude};
+use crate::service::Shared;
 
 /// Messages whose clients wait.
 #[derive(Default)]

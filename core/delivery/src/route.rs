@@ -16,16 +16,33 @@ pub struct Mail<'a> {
     pub envelope: &'a Envelope,
     message: &'a Message,
     until: Option<Instant>,
+    listener: Option<&'a Ended<'a>>,
 }
+
+/// Hears how an attempt ended for some of its recipients while it goes on for others.
+type Ended<'a> = dyn Fn(&[Recipient<'_>], &[Verdict]) + Sync + 'a;
 
 impl<'a> Mail<'a> {
     pub(crate) fn new(envelope: &'a Envelope, message: &'a Message) -> Self {
-        Self { envelope, message, until: None }
+        Self { envelope, message, until: None, listener: None }
     }
 
     /// The same, for a client that waits until then.
     pub(crate) fn awaited(self, until: Instant) -> Self {
         Self { until: Some(until), ..self }
+    }
+
+    /// The same; `listener` is told of early ends.
+    pub(crate) fn heard_by(self, listener: &'a Ended<'a>) -> Self {
+        Self { listener: Some(listener), ..self }
+    }
+
+    /// This is over for these recipients, with one verdict for each. A route that goes on for others, elsewhere, says so:
+    /// who has the message is then noted, and a crash before the whole attempt's end makes no twin of it (CONTRACT C4).
+    pub fn ended(&self, recipients: &[Recipient<'_>], verdicts: &[Verdict]) {
+        if let Some(listener) = self.listener {
+            listener(recipients, verdicts);
+        }
     }
 
     /// Its id.
@@ -158,6 +175,11 @@ pub trait Route: Send + Sync {
     fn blocks(&self) -> bool {
         true
     }
+
+    /// Whether nobody can tell that a message went this way twice.
+    fn may_repeat(&self) -> bool {
+        false
+    }
 }
 
 /// Takes everything and keeps nothing: for benches.
@@ -174,6 +196,10 @@ impl Route for Discard {
 
     fn blocks(&self) -> bool {
         false
+    }
+
+    fn may_repeat(&self) -> bool {
+        true
     }
 }
 

@@ -1,11 +1,10 @@
 //! The delivery process's loop: doorbells in, jobs out to threads, results into the acknowledgement log.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,17 +15,17 @@ use link::pass::{QUESTION, Question};
 use link::{Link, Received, frames};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use smtp::client::Enhanced;
 use smtp::envelope::{Envelope, Recipient};
 use smtp::id::QueueId;
-use spool::{BodyTrouble, Disk, Doorbell, Floors, Follower, Hooks, Message, MessageKey, Notice, Options, Writer};
+use spool::{Disk, Doorbell, Floors, Follower, Hooks, Message, MessageKey, Notice, Options, Writer};
 
+use crate::attempt::{Attempted, Damage, Deferred, attempt_contained};
 use crate::event::{Event, Events};
-use crate::notice::{self, Fate, NotTold, Postbox};
+use crate::notice::{self, Fate, Postbox};
 use crate::pass::{self, Passing};
 use crate::queue::{Answer, Held, Request};
 use crate::retry::Retry;
-use crate::route::{Destination, Mail, Routes, Trouble, Verdict};
+use crate::route::{Destination, Mail, Routes};
 
 /// How delivery works.
 pub struct Settings {
@@ -103,6 +102,10 @@ pub struct Service {
     pub(crate) in_flight: usize,
     spare: Vec<Message>,
     scan_at: Instant,
+    /// Outcomes that have to be durable before anything else is begun.
+    unsynced: bool,
+    /// When the others are.
+    sync_at: Instant,
     /// Looks in quick succession that are still to come after a worker's end.
     hurried: u32,
 }
@@ -153,8 +156,8 @@ pub(crate) struct Shared {
     /// Messages whose clients wait.
     pub(crate) passing: Passing,
     pub(crate) events: Arc<dyn Events>,
-    expire: Duration,
-    delay_notice: Option<Duration>,
+    pub(crate) expire: Duration,
+    pub(crate) delay_notice: Option<Duration>,
     hostname: String,
     floors: Floors,
     disk: Arc<dyn Disk>,
@@ -164,22 +167,24 @@ pub(crate) struct Shared {
     /// Somebody has put something into the inbox since the loop looked.
     rung: AtomicBool,
     wake: OwnedFd,
-    counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 #[derive(Default)]
-struct Inbox {
+pub(crate) struct Inbox {
     links: Vec<Link>,
     bells: Vec<Doorbell>,
+    /// Who has the message of an attempt that goes on: of how many, and who.
+    pub(crate) settled: Vec<(MessageKey, u32, Vec<u32>)>,
     outcomes: Vec<Outcome>,
     requests: Vec<(Request, Sender<Answer>)>,
     stop: bool,
 }
 
 #[derive(Default)]
-struct Counts {
-    delivered: AtomicU64,
-    failed: AtomicU64,
+pub(crate) struct Counts {
+    pub(crate) delivered: AtomicU64,
+    pub(crate) failed: AtomicU64,
     deferred: AtomicU64,
     in_flight: AtomicU64,
     waiting: AtomicU64,
@@ -192,36 +197,10 @@ struct Outcome {
     attempted: Attempted,
 }
 
-/// One attempt's end.
-#[derive(Default)]
-pub(crate) struct Attempted {
-    recipients: u32,
-    pub(crate) settled: Vec<u32>,
-    pub(crate) deferred: Vec<Deferred>,
-    /// Of those: whose sender was told so now.
-    told: Vec<u32>,
-    /// A route had no connection for it: its place, and to where.
-    busy: Option<(usize, Destination)>,
-    /// No attempt was made for any that is deferred, and none should be for so long.
-    postponed: Option<Duration>,
-    sender: Option<Box<str>>,
-    damage: Option<Damage>,
-}
-
-pub(crate) struct Deferred {
-    pub(crate) recipient: String,
-    /// Place of the route.
-    pub(crate) route: Option<usize>,
-    pub(crate) reason: String,
-}
-
-enum Damage {
-    /// Its octets are not those that were accepted.
-    Body,
-    /// Cannot be tried by this program.
-    Stuck(String),
-}
-
+/// Between syncs of what may repeat.
+const SYNC_EVERY: Duration = Duration::from_millis(5);
+/// After a sync that failed.
+const SYNC_AGAIN: Duration = Duration::from_secs(1);
 /// Between looks for writers that went without a word.
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 /// A worker's link closes a little before its locks are free.
@@ -276,6 +255,8 @@ impl Service {
             in_flight: 0,
             spare: Vec::new(),
             scan_at: Instant::now() + SCAN_EVERY,
+            unsynced: false,
+            sync_at: Instant::now(),
             hurried: 0,
         };
         Ok((service, Handle { shared }))
@@ -307,7 +288,7 @@ impl Service {
         for thread in threads.into_iter().chain(pass_threads) {
             let _ = thread.join();
         }
-        // What they ended while we left, after an error too.
+        // What they ended while we left, after an error too. Each message's outcome is among them: it says all.
         let outcomes = mem::take(&mut self.shared.inbox.lock().outcomes);
         outcomes.into_iter().for_each(|outcome| self.settle(outcome));
         self.follower.sync();
@@ -321,6 +302,10 @@ impl Service {
             let inbox = self.take_inbox();
             self.links.extend(inbox.links.into_iter().map(Arc::new));
             inbox.bells.into_iter().for_each(|bell| self.follower.ring(bell));
+            for (key, recipients, settled) in inbox.settled {
+                self.follower.acknowledge(key, recipients, settled.into_iter());
+                self.unsynced = true;
+            }
             self.in_flight -= inbox.outcomes.len();
             inbox.outcomes.into_iter().for_each(|outcome| self.settle(outcome));
             for (request, answer) in inbox.requests {
@@ -337,8 +322,7 @@ impl Service {
             } else {
                 more = self.feed(jobs, threaded);
             }
-            // One sync for all that ended since the last turn.
-            self.follower.sync();
+            self.sync(inbox.stop);
             self.count();
             if inbox.stop && self.in_flight == 0 {
                 return Ok(());
@@ -347,16 +331,28 @@ impl Service {
         }
     }
 
+    /// One sync for all that ended since the last turn. Where a twin harms nobody, one for those of several turns.
+    fn sync(&mut self, stopping: bool) {
+        let now = Instant::now();
+        if !self.unsynced && !stopping && now < self.sync_at {
+            return;
+        }
+        self.follower.sync();
+        let failed = self.follower.has_unlogged();
+        (self.unsynced, self.sync_at) = (false, now + if failed { SYNC_AGAIN } else { SYNC_EVERY });
+    }
+
     fn take_inbox(&self) -> Inbox {
         // In this order: what is told after the flag is down wakes us again.
         let mut drained = [0; 8];
         let _ = rustix::io::read(&self.shared.wake, &mut drained);
         self.shared.rung.store(false, Ordering::SeqCst);
         let mut inbox = self.shared.inbox.lock();
-        let Inbox { links, bells, outcomes, requests, stop } = &mut *inbox;
+        let Inbox { links, bells, settled, outcomes, requests, stop } = &mut *inbox;
         Inbox {
             links: mem::take(links),
             bells: mem::take(bells),
+            settled: mem::take(settled),
             outcomes: mem::take(outcomes),
             requests: mem::take(requests),
             // The word to stop stays said.
@@ -463,6 +459,7 @@ impl Service {
     fn settle(&mut self, outcome: Outcome) {
         let Outcome { message, attempted } = outcome;
         let key = message.key();
+        self.unsynced |= !attempted.may_repeat;
         match &attempted.damage {
             Some(Damage::Body) => {
                 self.follower.set_aside(key);
@@ -605,6 +602,7 @@ impl Service {
             // What cannot be read goes where the operator can look at it.
             None => self.follower.set_aside(key),
         }
+        self.unsynced = true;
         if let Some(waiting) = self.waiting.get(&key) {
             self.shared.events.event(&Event::Removed { id: waiting.id });
         }
@@ -623,8 +621,8 @@ impl Service {
         let due = due.filter(|_| self.in_flight < self.threads * JOBS_PER_THREAD);
         let at = due.map_or(self.scan_at, |due| due.min(self.scan_at));
         let until = at.saturating_duration_since(Instant::now());
-        // Acknowledgements that the disk refused are tried again soon.
-        if self.follower.has_unlogged() { until.min(Duration::from_secs(1)) } else { until }
+        let sync = self.sync_at.saturating_duration_since(Instant::now());
+        if self.follower.has_unlogged() { until.min(sync) } else { until }
     }
 
     fn sleep(&self, most: Duration) -> io::Result<()> {
@@ -729,7 +727,11 @@ impl Shared {
     }
 
     /// Tells the sender what became of these recipients; well when it is durable.
-    fn notify(self: &Arc<Self>, mail: &Mail<'_>, about: &[(Recipient<'_>, Fate)]) -> Result<QueueId, String> {
+    pub(crate) fn notify(
+        self: &Arc<Self>,
+        mail: &Mail<'_>,
+        about: &[(Recipient<'_>, Fate)],
+    ) -> Result<QueueId, String> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| error.to_string())?;
         let now = unix_ms();
@@ -741,7 +743,7 @@ impl Shared {
         Ok(id)
     }
 
-    fn tell(&self, what: impl FnOnce(&mut Inbox)) {
+    pub(crate) fn tell(&self, what: impl FnOnce(&mut Inbox)) {
         what(&mut self.inbox.lock());
         if !self.rung.swap(true, Ordering::SeqCst) {
             // Full means that it is rung.
@@ -780,190 +782,5 @@ fn run_jobs(shared: &Arc<Shared>, work: &Receiver<Message>) {
     for message in work {
         let attempted = attempt_contained(shared, &message);
         shared.tell(|inbox| inbox.outcomes.push(Outcome { message, attempted }));
-    }
-}
-
-/// A panic in a route is that message's trouble and nobody else's.
-fn attempt_contained(shared: &Arc<Shared>, message: &Message) -> Attempted {
-    std::panic::catch_unwind(AssertUnwindSafe(|| attempt(shared, message))).unwrap_or_else(|_| {
-        let damage = Damage::Stuck("its route panicked; this is a bug".to_owned());
-        Attempted { damage: Some(damage), ..Attempted::default() }
-    })
-}
-
-/// One attempt for all recipients that are not settled.
-fn attempt(shared: &Arc<Shared>, message: &Message) -> Attempted {
-    let mut outcome = Attempted::default();
-    let envelope = match Envelope::decode(message.envelope()) {
-        Ok(envelope) => envelope,
-        Err(bad) => {
-            outcome.damage = Some(Damage::Stuck(format!("its envelope is {bad}")));
-            return outcome;
-        }
-    };
-    match message.verify() {
-        Ok(()) => {}
-        Err(BodyTrouble::Damaged) => {
-            outcome.damage = Some(Damage::Body);
-            return outcome;
-        }
-        Err(BodyTrouble::Unreadable(error)) => {
-            outcome.damage = Some(Damage::Stuck(format!("its body cannot be read: {error}")));
-            return outcome;
-        }
-    }
-    outcome.recipients = envelope.recipients().len() as u32;
-    let mail = Mail::new(&envelope, message);
-    let open: Vec<(u32, Recipient<'_>)> =
-        (0..).zip(envelope.recipients()).filter(|&(index, _)| !message.is_settled(index)).collect();
-    let places: Vec<Option<usize>> = open.iter().map(|(_, recipient)| shared.routes.find(recipient)).collect();
-    let mut ends: Vec<End<'_>> = Vec::with_capacity(open.len());
-    for place in places.iter().copied().collect::<BTreeSet<_>>() {
-        let here: Vec<&(u32, Recipient<'_>)> =
-            open.iter().zip(&places).filter(|&(_, at)| *at == place).map(|(recipient, _)| recipient).collect();
-        let recipients: Vec<Recipient<'_>> = here.iter().map(|&&(_, recipient)| recipient).collect();
-        let mut verdicts = match place.and_then(|place| shared.routes.get(place)) {
-            Some(route) => route.deliver(&mail, &recipients),
-            None => {
-                let none = "its domain has no route and there is no default one; add a route";
-                vec![Verdict::Later(Trouble::own(Enhanced::new(4, 3, 5), none)); recipients.len()]
-            }
-        }
-        .into_iter();
-        for &&(index, recipient) in &here {
-            let verdict = verdicts.next().unwrap_or_else(|| Verdict::later("the route gave no verdict"));
-            ends.push(End { index, recipient, place, verdict });
-        }
-    }
-    conclude(shared, &mail, ends, &mut outcome);
-    if !outcome.deferred.is_empty() {
-        outcome.sender = envelope.reverse_path().map(Box::from);
-    }
-    outcome
-}
-
-/// How an attempt ended for one recipient.
-pub(crate) struct End<'a> {
-    pub(crate) index: u32,
-    pub(crate) recipient: Recipient<'a>,
-    pub(crate) place: Option<usize>,
-    pub(crate) verdict: Verdict,
-}
-
-/// From verdicts to what is settled, who is told, and what waits.
-pub(crate) fn conclude(shared: &Arc<Shared>, mail: &Mail<'_>, ends: Vec<End<'_>>, outcome: &mut Attempted) {
-    let age = Duration::from_millis(unix_ms().saturating_sub(mail.unix_ms()));
-    let expired = age >= shared.expire;
-    let id = mail.id();
-    let mut about: Vec<(Recipient<'_>, Fate)> = Vec::new();
-    // Failures that are settled once the notice is durable.
-    let mut failures: Vec<(End<'_>, Trouble)> = Vec::new();
-    let wait = |outcome: &mut Attempted, end: &End<'_>, reason: String| {
-        outcome.deferred.push(Deferred { recipient: end.recipient.address.to_owned(), route: end.place, reason });
-    };
-    // Whose sender hears now that they wait.
-    let mut told: Vec<u32> = Vec::new();
-    let mut tried = false;
-    let mut failed = false;
-    let mut postponed: Option<Duration> = None;
-    for end in ends {
-        let route = end.place.and_then(|place| shared.routes.get(place)).map_or("none", |route| route.name());
-        let recipient = end.recipient.address;
-        let fate = match &end.verdict {
-            Verdict::Delivered => Some(Fate::Delivered),
-            Verdict::Relayed { host, notifies: false } => Some(Fate::Relayed(host.clone())),
-            Verdict::Relayed { notifies: true, .. } => None,
-            Verdict::Busy(to) => {
-                outcome.busy = outcome.busy.or(end.place.map(|place| (place, *to)));
-                wait(outcome, &end, "waits for a free connection to its next hop".to_owned());
-                continue;
-            }
-            Verdict::Later(trouble) | Verdict::Postponed(_, trouble) | Verdict::Never(trouble) => {
-                let never = matches!(end.verdict, Verdict::Never(_));
-                if let Verdict::Postponed(time, _) = end.verdict {
-                    postponed = Some(postponed.map_or(time, |least| least.min(time)));
-                } else {
-                    tried = true;
-                }
-                let mut trouble = trouble.clone();
-                if !never && !expired {
-                    failed |= !matches!(end.verdict, Verdict::Postponed(..));
-                    let late = shared.delay_notice.is_some_and(|after| age >= after) && !mail.is_told(end.index);
-                    let until_ms = mail.unix_ms().saturating_add(shared.expire.as_millis() as u64);
-                    let fate = Fate::Delayed(trouble.clone(), until_ms);
-                    if late && notice::wanted(mail.envelope, end.recipient.notify, &fate).is_ok() {
-                        about.push((end.recipient, fate));
-                        told.push(end.index);
-                    }
-                    wait(outcome, &end, trouble.text);
-                    continue;
-                }
-                if !never {
-                    let days = shared.expire.as_secs_f64() / 86_400.0;
-                    (trouble.status, trouble.text) =
-                        (Enhanced::new(4, 4, 7), format!("not delivered within {days:.1} days: {}", trouble.text));
-                }
-                let fate = Fate::Failed(trouble.clone());
-                match notice::wanted(mail.envelope, end.recipient.notify, &fate) {
-                    Ok(()) => {
-                        about.push((end.recipient, fate));
-                        failures.push((end, trouble));
-                    }
-                    // Nobody may be told, so it is not dropped before its time: the operator sees it in the queue.
-                    Err(NotTold::NullSender | NotTold::Stranger) if !expired => {
-                        failed = true;
-                        wait(
-                            outcome,
-                            &end,
-                            format!("refused for good, and its sender may not be told: {}", trouble.text),
-                        );
-                    }
-                    Err(_) => {
-                        outcome.settled.push(end.index);
-                        shared.failed(id, recipient, route, &trouble.text, None);
-                    }
-                }
-                continue;
-            }
-        };
-        tried = true;
-        outcome.settled.push(end.index);
-        shared.counts.delivered.fetch_add(1, Ordering::Relaxed);
-        shared.events.event(&Event::Delivered { id, recipient, route });
-        if let Some(fate) = fate.filter(|fate| notice::wanted(mail.envelope, end.recipient.notify, fate).is_ok()) {
-            about.push((end.recipient, fate));
-        }
-    }
-    outcome.postponed = postponed.filter(|_| !tried);
-    // Who waits for a connection only would take those along, too soon, who were refused for now.
-    outcome.busy = outcome.busy.filter(|_| !failed);
-    if about.is_empty() {
-        return;
-    }
-    match shared.notify(mail, &about) {
-        Ok(notice) => {
-            if !told.is_empty() {
-                shared.events.event(&Event::Delayed { id, recipients: told.len(), notice });
-            }
-            outcome.told = told;
-            for (end, trouble) in failures {
-                outcome.settled.push(end.index);
-                let route = end.place.and_then(|place| shared.routes.get(place)).map_or("none", |route| route.name());
-                shared.failed(id, end.recipient.address, route, &trouble.text, Some(notice));
-            }
-        }
-        Err(why) => {
-            shared.events.event(&Event::Stuck { id, reason: &format!("no notice could be written: {why}") });
-            for (end, trouble) in failures {
-                wait(outcome, &end, format!("{}; the notice could not be written: {why}", trouble.text));
-            }
-        }
-    }
-}
-
-impl Shared {
-    fn failed(&self, id: QueueId, recipient: &str, route: &str, reason: &str, notice: Option<QueueId>) {
-        self.counts.failed.fetch_add(1, Ordering::Relaxed);
-        self.events.event(&Event::Failed { id, recipient, route, reason, notice });
     }
 }

@@ -414,6 +414,76 @@ fn stop_ends_what_is_under_way_and_notes_it() {
     assert_eq!(gate.delivered.load(Ordering::SeqCst), 100);
 }
 
+/// Counts.
+#[derive(Default)]
+struct Tally(AtomicUsize);
+
+impl Route for Arc<Tally> {
+    fn name(&self) -> &str {
+        "tally"
+    }
+
+    fn deliver(&self, _: &Mail<'_>, recipients: &[Recipient<'_>]) -> Vec<Verdict> {
+        self.0.fetch_add(recipients.len(), Ordering::SeqCst);
+        vec![Verdict::Delivered; recipients.len()]
+    }
+}
+
+/// CONTRACT C4: a crash while one destination is slow makes no twins at another that has the message.
+#[test]
+fn who_has_it_is_noted_while_others_are_still_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, after) = (folder.path().join("spool"), folder.path().join("after"));
+    let (tally, gate) = (Arc::new(Tally::default()), Arc::new(Gate::default()));
+    let routes = || Routes::new(Some(Arc::new(tally.clone()))).domain("demo.test", Arc::new(gate.clone()));
+    let mut worker = Worker::start(&spool);
+    let running = Running::start(&spool, routes());
+    running.handle.follow(worker.link.take().unwrap());
+    worker.commit(Some("a@b.example"), &[("x@demo.test", "x@demo.test"), ("y@far.example", "")], b"x\r\n");
+    gate.entered.wait(1, "entered");
+    assert_eq!(tally.0.load(Ordering::SeqCst), 1);
+    // The disk as a crash would leave it now or a little later.
+    let late = Instant::now() + Duration::from_secs(30);
+    loop {
+        assert!(Instant::now() < late, "it is not noted");
+        let _ = std::fs::remove_dir_all(&after);
+        copy(&spool, &after);
+        let quiet = Arc::new(|_: &spool::Notice| {});
+        let mut follower = spool::Follower::open(Arc::new(RealDisk::open(&after).unwrap()), quiet).unwrap();
+        let mut message = spool::Message::default();
+        assert!(follower.next(&mut message) && !message.is_settled(0));
+        if message.is_settled(1) {
+            break;
+        }
+    }
+    *gate.open.lock() = true;
+    gate.opened.notify_all();
+    wait_until_delivered(&running, 2);
+    running.stop();
+    let again = Running::start(&after, routes());
+    wait_until_delivered(&again, 1);
+    again.stop();
+    assert!(is_empty(&after));
+    assert_eq!(tally.0.load(Ordering::SeqCst), 1, "who had it gets no twin");
+    assert_eq!(gate.delivered.load(Ordering::SeqCst), 2, "who had it not gets it");
+}
+
+fn wait_until_delivered(running: &Running, count: usize) {
+    running.seen.wait(count, "delivered to");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 /// Panics the first time.
 #[derive(Default)]
 struct Clumsy(AtomicUsize);

@@ -197,7 +197,7 @@ impl Script {
                 taken.push((vec![recipient.clone()], text.clone()));
             }
         }
-        Some(())
+        (!self.single.load(Ordering::SeqCst)).then_some(())
     }
 
     fn reply_for(&self, address: &str) -> Option<&'static str> {
@@ -301,12 +301,22 @@ pub(crate) const WHOLE: &str = "Received: by here\r\nSubject: hello\r\n\r\nfirst
 
 #[test]
 fn every_fault_at_every_step_costs_no_message_and_makes_no_twin() {
+    every_fault_at_every_step(Protocol::Smtp);
+}
+
+#[test]
+fn every_fault_at_every_step_over_lmtp_costs_no_message_and_makes_no_twin() {
+    every_fault_at_every_step(Protocol::Lmtp);
+}
+
+fn every_fault_at_every_step(protocol: Protocol) {
+    let lmtp = protocol == Protocol::Lmtp;
     use Fault::{Garbage, Reset, Say, Slow, Stall};
     use Step::{Body, Data, End, Greeting, Hello, Mail, Rcpt};
     let folder = tempfile::tempdir().unwrap();
     let (spool, mail) = (folder.path().join("spool"), folder.path().join("mail"));
-    let hop = Hop::start(Script::default());
-    let route = hops(vec![hop.place()], Protocol::Smtp);
+    let hop = Hop::start(Script { lmtp: AtomicBool::new(lmtp), ..Script::default() });
+    let route = hops(vec![hop.place()], protocol);
     let running = Running::start(&spool, Routes::new(Some(route)).domain("demo.test", maildir(&mail)));
     let mut worker = Worker::start(&spool);
     running.handle.follow(worker.link.take().unwrap());
@@ -324,11 +334,14 @@ fn every_fault_at_every_step_costs_no_message_and_makes_no_twin() {
             }
             hop.script.faults.lock().push_back((step, fault));
             commit(&mut worker, &from_alice(&[("bob@far.example", Notify(0))]), BODY);
-            // A host that refuses EHLO for good may know HELO.
+            // A host that refuses EHLO for good may know HELO; of LHLO it is the host's trouble, not the message's.
             let refused = fault == Say("550 5.7.1 no") && step != Hello;
             if refused {
                 failed += 1;
-                running.seen.wait(failed, "<bob@far.example> failed (smtp)");
+                running.seen.wait(
+                    failed,
+                    if lmtp { "<bob@far.example> failed (lmtp)" } else { "<bob@far.example> failed (smtp)" },
+                );
             } else {
                 delivered += 1;
                 running.seen.wait(delivered, "delivered to <bob@far.example>");

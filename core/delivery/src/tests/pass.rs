@@ -179,8 +179,8 @@ fn a_next_hop_that_is_not_there_or_is_too_late() {
     let routes = Routes::new(Some(passing(patient(&hop)))).domain("demo.test", maildir(&mail));
     let running = Running::start(&folder.path().join("spool"), routes);
     let mut asker = Asker::start(&running);
-    let until = Instant::now() + Duration::from_millis(300);
     let asked = asker.ask(&to(&["bob@far.example", "carol@demo.test"]), BODY, Duration::from_millis(300));
+    let until = Instant::now() + Duration::from_millis(300);
     while Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5)); // the client's time passes
     }
