@@ -124,9 +124,8 @@ fn kill_at_random(server: &mut Server, seed: u64, kills: u64) -> (BTreeSet<u64>,
             }
             server.wait();
             deliveries_died += 1;
-            // Those who were killed may hold their locks and ports for a moment yet; a start that meets them ends, and
-            // is made again, as an init system does.
-            server.run_patiently();
+            // Those who were killed may hold their locks and ports for a moment yet; a start waits for that.
+            server.run();
             continue;
         }
         let role = ["worker", "delivery", "worker", "delivery", "directory", "control"][chance.below(6) as usize];

@@ -9,8 +9,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use backend::users::{BadUsers, Users, WhyBad};
+use supervisor::{LAST_ONES_MAX, Lock};
 
 use crate::certificates::{self, Dates, Sets};
 use crate::cli::{ConfigArg, exit};
@@ -247,6 +249,9 @@ fn ports(config: &Config, occasion: Occasion, report: &mut Report) {
     let first = rights::first_port();
     // What the running server has bound is not in anybody's way.
     let own = if occasion == Occasion::Check { running_binds(config) } else { BTreeSet::new() };
+    // What children of a server that was killed still hold will be free in a moment.
+    let waits = occasion == Occasion::Start && Lock::is_left_behind(&config.process.state_dir);
+    let until = Instant::now() + if waits { LAST_ONES_MAX } else { Duration::ZERO };
     for listener in &config.listeners {
         for (index, address) in listener.bind.iter().enumerate() {
             if own.contains(&address.to_string()) {
@@ -256,7 +261,7 @@ fn ports(config: &Config, occasion: Occasion, report: &mut Report) {
             if address.port() < first {
                 let cause = format!("{address}: ports below {first} need root or CAP_NET_BIND_SERVICE");
                 report.error(span, "listener.bind", cause, "start as root (rights are dropped), or take a higher port");
-            } else if let Err(error) = probe(*address) {
+            } else if let Err(error) = probe_until(*address, until) {
                 let (cause, remedy) = match error.kind() {
                     std::io::ErrorKind::AddrInUse => (
                         format!("{address} is in use by another program"),
@@ -273,6 +278,16 @@ fn ports(config: &Config, occasion: Occasion, report: &mut Report) {
                 };
                 report.error(span, "listener.bind", cause, remedy);
             }
+        }
+    }
+}
+
+/// Tries until then.
+fn probe_until(address: SocketAddr, until: Instant) -> std::io::Result<()> {
+    loop {
+        match probe(address) {
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            probed => return probed,
         }
     }
 }

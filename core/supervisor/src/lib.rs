@@ -36,7 +36,7 @@ mod sockets;
 mod supervisor;
 
 pub use plan::{Changes, Hooks, Listener, Options, Plan, Plugin};
-pub use sockets::{Bound, Lock};
+pub use sockets::{Bound, LAST_ONES_MAX, Lock};
 pub use supervisor::{Error, Handle, Supervisor};
 
 #[cfg(test)]

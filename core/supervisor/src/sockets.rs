@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -22,6 +23,11 @@ pub struct Bound {
     pub address: SocketAddr,
     pub(crate) sockets: Vec<TcpListener>,
 }
+
+/// How long children of one who was killed may hold what we need.
+pub const LAST_ONES_MAX: Duration = Duration::from_secs(2);
+/// Between looks whether they have gone.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// All listening sockets. Their number per address is fixed: a socket that leaves a SO_REUSEPORT group takes
 /// the connections queued on it to the grave.
@@ -53,6 +59,18 @@ impl Sockets {
             }
         }
         Ok(())
+    }
+
+    /// The same at a start. After somebody was killed, addresses are waited for: its children follow it, and have
+    /// the sockets until then.
+    pub(crate) fn bind_first(&mut self, listeners: &[Listener], after_a_kill: bool) -> Result<(), String> {
+        let until = Instant::now() + if after_a_kill { LAST_ONES_MAX } else { Duration::ZERO };
+        loop {
+            match self.bind(listeners) {
+                Err(_) if Instant::now() < until => std::thread::sleep(LOOK_EVERY),
+                bound => return bound,
+            }
+        }
     }
 
     /// Closes what no listener wants any more. Workers that still have those sockets empty their queues.
@@ -127,10 +145,29 @@ fn explain(listener: &Listener, error: &io::Error) -> String {
 /// in whatever way.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    /// The last one who had it was killed: its children may have its sockets for a moment yet.
+    pub after_a_kill: bool,
+}
+
+impl Drop for Lock {
+    /// Says that this was an orderly end.
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
+    }
 }
 
 impl Lock {
+    /// Whether the last one who had it was killed, and nobody has it now: its children may have its sockets for a moment
+    /// yet, [`LAST_ONES_MAX`] at the most.
+    pub fn is_left_behind(state_directory: &Path) -> bool {
+        let left = File::open(state_directory.join("portreeve.lock"));
+        left.is_ok_and(|file| {
+            file.metadata().is_ok_and(|file| file.len() > 0)
+                && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        })
+    }
+
     /// Takes the lock or says who has it.
     pub fn take(state_directory: &Path) -> Result<Lock, String> {
         let path: PathBuf = state_directory.join("portreeve.lock");
@@ -152,8 +189,52 @@ impl Lock {
             }
             Err(error) => return Err(explain(error.into())),
         }
+        let after_a_kill = file.metadata().is_ok_and(|file| file.len() > 0);
         let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(explain)?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file, after_a_kill })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(taken: &TcpListener) -> [Listener; 1] {
+        [Listener { name: "one".to_owned(), address: taken.local_addr().unwrap() }]
+    }
+
+    #[test]
+    fn after_a_kill_an_address_is_waited_for_and_otherwise_not() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listeners = addresses(&taken);
+        assert!(Sockets::new(1, 8).bind_first(&listeners, false).unwrap_err().contains("listens there"));
+        let waits = std::thread::spawn(move || Sockets::new(1, 8).bind_first(&listeners, true));
+        let until = Instant::now() + 5 * LOOK_EVERY;
+        while Instant::now() < until {
+            assert!(!waits.is_finished(), "it waits as long as the address is taken");
+            std::thread::yield_now();
+        }
+        drop(taken);
+        waits.join().unwrap().unwrap();
+        // Whoever stays is named.
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(Sockets::new(1, 8).bind_first(&addresses(&taken), true).unwrap_err().contains("listens there"));
+    }
+
+    #[test]
+    fn the_lock_tells_a_kill_from_an_orderly_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = Lock::take(folder.path()).unwrap();
+        assert!(!lock.after_a_kill);
+        assert!(Lock::take(folder.path()).unwrap_err().contains(&std::process::id().to_string()));
+        drop(lock);
+        assert!(!Lock::take(folder.path()).unwrap().after_a_kill);
+        assert!(!Lock::is_left_behind(folder.path()));
+        // What is left of somebody who could not tidy up.
+        fs::write(folder.path().join("portreeve.lock"), "12345\n").unwrap();
+        assert!(Lock::is_left_behind(folder.path()));
+        let lock = Lock::take(folder.path()).unwrap();
+        assert!(lock.after_a_kill && !Lock::is_left_behind(folder.path()), "somebody serves");
     }
 }

@@ -216,7 +216,7 @@ impl<H: Hooks> Supervisor<H> {
         let per_address = plan.workers.saturating_mul(plan.shards);
         fits(&plan, per_address).map_err(Error)?;
         let mut sockets = Sockets::new(per_address, options.backlog);
-        sockets.bind(&plan.listeners).map_err(Error)?;
+        sockets.bind_first(&plan.listeners, lock.after_a_kill).map_err(Error)?;
         // Two generations of as many workers as can ever share the sockets out, and the others.
         let rows = (2 * per_address).min(2 * WORKERS_MAX);
         let board = Board::create(rows + 12 + HOSTS_MAX).map_err(system)?;

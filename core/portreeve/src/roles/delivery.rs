@@ -1,13 +1,14 @@
 //! The delivery process: hands on what the spool holds.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use delivery::{Discard, LineEnd, Maildir, Retry, Route, Routes, Service, Settings, Stats};
 use link::Role;
-use spool::RealDisk;
+use spool::{Disk, RealDisk};
 use supervisor::child::{Later, Peer, Startup};
 use telemetry::{Counter, Event, Gauge, Level, Slot};
 use zeroize::Zeroizing;
@@ -47,7 +48,9 @@ pub fn run(mut startup: Startup) -> ExitCode {
             held: Some(config.process.state_dir.join("run/held")),
             ..Settings::new(routes(&config, &tell)?)
         };
-        let service = Service::open(Arc::new(disk), settings, tell);
+        let disk = Arc::new(disk);
+        wait_for_the_last_one(&*disk).map_err(|error| format!("spool: {error}"))?;
+        let service = Service::open(disk, settings, tell);
         let service = service.map_err(|error| format!("spool: {}: {error}", config.spool.path.display()))?;
         let door = super::control::unix_door(&queue::socket(&config))?;
         Ok((config, door, service))
@@ -115,6 +118,18 @@ pub fn run(mut startup: Startup) -> ExitCode {
         Err(_) => give_up(&startup.supervisor, "delivery: panicked"),
     }
 }
+
+/// The last delivery process, killed or left behind by a supervisor that was, may not have gone yet.
+fn wait_for_the_last_one(disk: &dyn Disk) -> io::Result<()> {
+    let until = Instant::now() + LAST_ONE_MAX;
+    while disk.lock_dir("")?.is_none() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// How long it is waited for; if it is there for longer, opening the spool says so.
+const LAST_ONE_MAX: Duration = Duration::from_secs(2);
 
 fn routes(config: &Config, events: &Arc<dyn delivery::Events>) -> Result<Routes, String> {
     let default = config.routes.iter().find(|route| route.domain == "*");
