@@ -1,21 +1,18 @@
 //! Channel bindings: octets that belong to one TLS connection (or to the certificate of its server), so that a
 //! SASL exchange that was signed together with them is worth nothing on another (RFC 5056).
 //!
-//! rustls' unbuffered connection has no exporter. But it hands the exporter secret of TLS 1.3 to the `KeyLog`
-//! of its configuration, during the handshake and on the caller's thread. [`Exporter`] wants nothing else,
-//! derives the 32 octets of RFC 9266 §2 at once, and keeps neither the secret nor a log.
+//! rustls' unbuffered connection has no exporter. But it tells the exporter secret of TLS 1.3 (`secret.rs`), and the
+//! 32 octets of RFC 9266 §2 are derived from it at once; the secret is not kept.
 
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::KeyLog;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 use zeroize::Zeroizing;
 
-use crate::noted;
 use crate::provider::digest::{self, digest};
-use crate::provider::hkdf::{self, HKDF_SHA256, HKDF_SHA384, KeyType, Prk};
+use crate::secret::expand_label;
 
 /// What a connection can be bound by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,65 +40,16 @@ impl fmt::Debug for Bindings {
 const EXPORTER_OCTETS: usize = 32;
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-Channel-Binding";
 
-/// Takes the exporter secret as it comes by, and nothing else.
-#[derive(Debug)]
-pub(crate) struct Exporter;
-
-impl KeyLog for Exporter {
-    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
-        // TLS 1.2 does not ask `will_log` first.
-        if self.will_log(label) {
-            noted::current(|noted| {
-                if let Some(bindings) = &mut noted.bindings {
-                    bindings.exporter = export(secret);
-                }
-            });
-        }
-    }
-
-    fn will_log(&self, label: &str) -> bool {
-        label == "EXPORTER_SECRET"
-    }
-}
-
 /// RFC 8446 §7.5, with the label of RFC 9266 and no context. The hash is known by the length of the secret.
-fn export(secret: &[u8]) -> Option<Zeroizing<[u8; EXPORTER_OCTETS]>> {
-    let (hash, hkdf) = match secret.len() {
-        32 => (&digest::SHA256, HKDF_SHA256),
-        48 => (&digest::SHA384, HKDF_SHA384),
-        _ => return None,
-    };
+pub(crate) fn export(secret: &[u8]) -> Option<Zeroizing<[u8; EXPORTER_OCTETS]>> {
+    let hash = if secret.len() == 48 { &digest::SHA384 } else { &digest::SHA256 };
     let nothing = digest(hash, b"");
     let mut derived = Zeroizing::new([0; 48]);
     let derived = derived.get_mut(..secret.len())?;
-    expand_label(hkdf, secret, EXPORTER_LABEL, nothing.as_ref(), derived)?;
+    expand_label(secret, EXPORTER_LABEL, nothing.as_ref(), derived)?;
     let mut exported = Zeroizing::new([0; EXPORTER_OCTETS]);
-    expand_label(hkdf, derived, b"exporter", nothing.as_ref(), &mut *exported)?;
+    expand_label(derived, b"exporter", nothing.as_ref(), &mut *exported)?;
     Some(exported)
-}
-
-/// HKDF-Expand-Label of RFC 8446 §7.1.
-pub(crate) fn expand_label(
-    hkdf: hkdf::Algorithm,
-    secret: &[u8],
-    label: &[u8],
-    context: &[u8],
-    to: &mut [u8],
-) -> Option<()> {
-    const PREFIX: &[u8] = b"tls13 ";
-    let length = u16::try_from(to.len()).ok()?.to_be_bytes();
-    let label_octets = [u8::try_from(PREFIX.len() + label.len()).ok()?];
-    let context_octets = [u8::try_from(context.len()).ok()?];
-    let info = [&length[..], &label_octets, PREFIX, label, &context_octets, context];
-    Prk::new_less_safe(hkdf, secret).expand(&info, Octets(to.len())).ok()?.fill(to).ok()
-}
-
-struct Octets(usize);
-
-impl KeyType for Octets {
-    fn len(&self) -> usize {
-        self.0
-    }
 }
 
 /// The tls-server-end-point of a certificate in DER, for clients. None where that is undefined, and of what is no

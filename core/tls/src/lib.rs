@@ -55,6 +55,7 @@ mod facts;
 mod fuzz;
 mod noted;
 mod record;
+mod secret;
 mod self_signed;
 mod server;
 mod session;

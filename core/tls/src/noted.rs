@@ -1,7 +1,7 @@
 //! What the callbacks of a handshake learn about the connection that they are called for.
 //!
 //! rustls' unbuffered connection does not tell the server name that was asked for, and its callbacks
-//! (choice of certificate, check of a client certificate, sealing of a ticket, the exporter secret) are not told which
+//! (choice of certificate, check of a client certificate, sealing of a ticket, secrets) are not told which
 //! connection calls. All run inside `process_tls_records` on the caller's thread: a thread-local slot
 //! holds the connection's notes for as long as that call lasts.
 
@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::mem;
 
 use crate::channel_binding::Bindings;
+use crate::secret::Traffic;
 
 /// Notes of one connection.
 #[derive(Debug, Default)]
@@ -21,6 +22,8 @@ pub(crate) struct Noted {
     pub(crate) certificate_verified: bool,
     /// Channel bindings, on listeners that want them.
     pub(crate) bindings: Option<Box<Bindings>>,
+    /// Secrets of TLS 1.3, until the record layer takes them.
+    pub(crate) traffic: Option<Box<Traffic>>,
 }
 
 thread_local! {

@@ -1,20 +1,19 @@
 //! The record layer of an open TLS 1.3 connection (RFC 8446 §5): records in, plaintext out, and the other way.
 //!
 //! ```text
-//! rustls: handshake, ticket ──→ Records: two keys with their sequence numbers, and rustls' KernelConnection,
-//!                                        from which the next keys come (§7.2)
+//! rustls: handshake, ticket ──→ Records: two keys with their sequence numbers, and the secrets from which the next
+//!                                        keys come (§7.2)
 //! record → cipher made from the key → content type → plaintext │ alert │ KeyUpdate │ fault with its alert
 //! ```
 //!
 //! A cipher with its expanded key is made for a call and dropped with it, so that an idle connection holds none.
-//! Nothing here is cryptography: AEADs are the provider's, keys are rustls'. What is ours is their use: a sequence
-//! number never serves twice, nothing is told of what does not authenticate, and after a fault the keys are gone.
+//! Nothing here is cryptography: AEADs and HKDF are the provider's, the first keys are rustls'. What is ours is their use: a
+//! sequence number never serves twice, nothing is told of what does not authenticate, and after a fault the keys are gone.
 //!
 //! After the handshake a client may send three things: application data, alerts, and KeyUpdate. Certificates are asked
 //! for in the handshake or not at all, so no other handshake message is in order.
 
-use rustls::kernel::KernelConnection;
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::server::UnbufferedServerConnection;
 use rustls::{AlertDescription, ConnectionTrafficSecrets, Error};
 use zeroize::Zeroizing;
 
@@ -22,12 +21,14 @@ use crate::error::{TlsError, alert_name};
 use crate::provider::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
+use crate::secret::{Secret, Traffic};
 
 /// Both directions of a connection.
 pub(crate) struct Records {
-    kernel: KernelConnection<ServerConnectionData>,
     read: Keys,
     write: Keys,
+    /// What the keys come from, and the next secrets: the client's is that of `read`.
+    traffic: Traffic,
     /// How many records one key may seal (§5.5).
     limit: u64,
     /// Goes out in front of the next application data.
@@ -73,14 +74,18 @@ enum Alert {
 
 impl Records {
     /// Takes over from rustls when the handshake is through and all of its output has been fetched.
-    pub(crate) fn after(handshake: UnbufferedServerConnection) -> Result<Self, TlsError> {
+    /// `traffic` are its secrets.
+    pub(crate) fn after(
+        handshake: UnbufferedServerConnection,
+        traffic: Option<Box<Traffic>>,
+    ) -> Result<Self, TlsError> {
         let (secrets, kernel) = handshake.dangerous_into_kernel_connection()?;
         let suite = kernel.negotiated_cipher_suite().tls13();
         let limit = suite.ok_or_else(|| TlsError::Internal("not TLS 1.3".into()))?.common.confidentiality_limit;
         Ok(Self {
             read: Keys::new(secrets.rx)?,
             write: Keys::new(secrets.tx)?,
-            kernel,
+            traffic: *traffic.ok_or_else(|| TlsError::Internal("no secrets".into()))?,
             limit,
             update: None,
             key_update_octets: 0,
@@ -115,7 +120,7 @@ impl Records {
                 HANDSHAKE => {
                     self.count_without_data()?;
                     if let Some(request) = self.key_update(content)? {
-                        self.read = Keys::new(self.kernel.update_rx_secret()?)?;
+                        self.read = self.read.next(&mut self.traffic.client)?;
                         cipher = self.read.cipher()?;
                         if request == KeyUpdate::Requested as u8 {
                             // One answer to all that come until we have something to say.
@@ -146,7 +151,7 @@ impl Records {
             }
             if let Some(update) = self.update.take() {
                 self.write.seal(&cipher, HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, update as u8], out)?;
-                self.write = Keys::new(self.kernel.update_tx_secret()?)?;
+                self.write = self.write.next(&mut self.traffic.server)?;
                 cipher = self.write.cipher()?;
             }
             self.write.seal(&cipher, APPLICATION_DATA, part, out)?;
@@ -234,6 +239,18 @@ impl Keys {
         }
         keys.iv.copy_from_slice(iv);
         Ok(keys)
+    }
+
+    /// Those behind it: the secret is followed by the next, which the keys come from (§7.2, §7.3).
+    fn next(&self, secret: &mut Secret) -> Result<Self, Fault> {
+        let lost = || Fault::internal("no secret for the next keys");
+        *secret = secret.next().ok_or_else(lost)?;
+        let mut next =
+            Self { algorithm: self.algorithm, key: Zeroizing::default(), iv: Zeroizing::default(), sequence: 0 };
+        let key = next.key.get_mut(..self.algorithm.key_len()).ok_or_else(lost)?;
+        secret.expand(b"key", key).ok_or_else(lost)?;
+        secret.expand(b"iv", &mut *next.iv).ok_or_else(lost)?;
+        Ok(next)
     }
 
     pub(crate) fn cipher(&self) -> Result<LessSafeKey, Fault> {
@@ -355,7 +372,7 @@ impl Fault {
     }
 }
 
-/// From rustls, which is only asked for keys here.
+/// From rustls, which is only asked for the first keys here.
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         Self { alert: Some(Alert::InternalError), error: TlsError::Internal(error.to_string()) }

@@ -7,10 +7,10 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, NamedGroup};
 
 use crate::certificate::Pem;
-use crate::channel_binding::Exporter;
 use crate::client_certificate::Verifier;
 use crate::error::CertificateError;
 use crate::provider;
+use crate::secret::Told;
 use crate::store::CertificateStore;
 use crate::ticket::{TicketKeys, Tickets};
 
@@ -136,9 +136,7 @@ impl ServerTls {
         config.max_early_data_size = 0;
         // An open TLS 1.3 connection is ours (`record.rs`): rustls hands its keys over.
         config.enable_secret_extraction = true;
-        if settings.channel_binding {
-            config.key_log = Arc::new(Exporter);
-        }
+        config.key_log = Arc::new(Told { exporter: settings.channel_binding });
         Ok(Self { config: Arc::new(config), channel_binding: settings.channel_binding })
     }
 }

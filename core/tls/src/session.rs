@@ -370,7 +370,7 @@ impl TlsSession {
             .and_then(|certificate| ClientIdentity::of(certificate))
             .map(Box::new);
         self.layer = match &negotiated {
-            Some(negotiated) if negotiated.is_tls13() => match Records::after(*connection) {
+            Some(negotiated) if negotiated.is_tls13() => match Records::after(*connection, self.noted.traffic.take()) {
                 Ok(records) => Layer::Records(Box::new(records)),
                 Err(error) => return Err(self.over(error)),
             },

@@ -19,7 +19,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const SESSIONS: usize = 1000;
 /// With TLS 1.2 rustls keeps the connection, with TLS 1.3 we do.
 const TLS12_OCTETS_MAX: usize = 4000;
-const TLS13_OCTETS_MAX: usize = 1300;
+const TLS13_OCTETS_MAX: usize = 700;
 
 #[test]
 fn an_idle_session_fits_the_bar() {

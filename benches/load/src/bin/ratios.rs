@@ -436,7 +436,7 @@ impl<'a> Bench<'a> {
                 "process memory per idle session, plain"
             },
             unit: "B",
-            bar: if tls { 1536.0 } else { 256.0 },
+            bar: if tls { 1300.0 } else { 256.0 },
             value: median(&octets),
             spread: spread(&octets),
             baseline: None,

@@ -4,9 +4,8 @@ use rustls::KeyLog;
 use rustls::client::ClientConfig;
 
 use super::*;
-use crate::channel_binding::expand_label;
 use crate::fuzz::{Forge, fuzz_records};
-use crate::provider::hkdf::HKDF_SHA256;
+use crate::secret::expand_label;
 use crate::session::Layer;
 use crate::test_peer::*;
 use crate::*;
@@ -320,8 +319,8 @@ fn nothing_stands_behind_the_finished_in_its_record() {
         assert_eq!(content_types(&flight), [20, 23], "change_cipher_spec, Finished");
         let (mut key, mut iv) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 12]));
         let secret = secret.0.lock().unwrap().clone();
-        expand_label(HKDF_SHA256, &secret, b"key", b"", &mut key[..16]).unwrap();
-        expand_label(HKDF_SHA256, &secret, b"iv", b"", &mut *iv).unwrap();
+        expand_label(&secret, b"key", b"", &mut key[..16]).unwrap();
+        expand_label(&secret, b"iv", b"", &mut *iv).unwrap();
         let mut keys = Keys { algorithm: &AES_128_GCM, key, iv, sequence: 0 };
         let cipher = keys.cipher().unwrap();
         let (kind, finished) = keys.open(&cipher, &mut flight[6..]).unwrap();
