@@ -129,6 +129,7 @@ pub(crate) enum Fared {
     /// Nothing was settled: another next hop may be tried.
     Lost(Trouble),
     /// Nothing was tried: it did not answer others a moment ago. So long it is left alone.
+    #[cfg_attr(not(feature = "mx"), expect(dead_code, reason = "only the route mx asks one next hop alone"))]
     Down(Duration, Trouble),
 }
 
@@ -158,6 +159,7 @@ impl NextHops {
     }
 
     /// Ends when its caller does.
+    #[cfg(feature = "mx")]
     pub(crate) fn ends_with(mut self, ending: &Ending) -> Self {
         self.ending = ending.clone();
         self
@@ -317,6 +319,7 @@ impl NextHops {
     }
 
     /// With the only next hop that there is; its caller has more of them, and counts connections.
+    #[cfg(feature = "mx")]
     pub(crate) fn attempt_only(&self, mail: &Mail<'_>, to: &[Recipient<'_>]) -> Fared {
         match (self.choose(), self.settings.places.first()) {
             (Ok(_), Some(place)) => self.attempt_at(0, place, mail, to),
@@ -326,6 +329,7 @@ impl NextHops {
     }
 
     /// Whether nothing would be lost without it: nobody waits for this next hop, and no connection is open.
+    #[cfg(feature = "mx")]
     pub(crate) fn is_forgettable(&self) -> bool {
         let now = Instant::now();
         let down = |hop: &Hop| hop.down.as_ref().is_some_and(|(until, _)| *until > now);
