@@ -331,7 +331,8 @@ fn a_library_is_replaced_under_open_exchanges() {
             assert!(client.auth("X-FAULTY", "wait").starts_with("334 "));
         }
         open.push(waiting);
-        install(server.folder.path(), &format!("1.{edition}"), 20 + edition);
+        // A worker keeps no more than 64 different descriptions of a mechanism, and 100 is the greatest strength.
+        install(server.folder.path(), &format!("1.{edition}"), 20 + edition % 40);
         reload(&server);
         assert!(Client::connect(server.mx()).login().starts_with("235 "), "edition {edition}");
         // Exchanges of four editions are open at a time.

@@ -10,6 +10,9 @@ use rustix::io::{pread, write};
 /// Largest content that [`read`] takes into memory.
 pub const OCTETS_MAX: u64 = 256 << 20;
 
+/// How often sealing is tried again; each time takes a fifth of a second.
+const SEAL_AGAIN_MAX: usize = 10;
+
 const SEALS: SealFlags = SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// Makes a sealed memfd with this content. `name` is shown in `/proc/<pid>/fd`.
@@ -23,7 +26,15 @@ pub fn create(name: &str, octets: &[u8]) -> io::Result<OwnedFd> {
         };
         rest = &rest[written..];
     }
-    fcntl_add_seals(&fd, SEALS)?;
+    // The kernel waits a moment for pages that it is moving about, and says that they are busy when it takes longer.
+    let mut sealed = fcntl_add_seals(&fd, SEALS);
+    for _ in 0..SEAL_AGAIN_MAX {
+        if sealed != Err(rustix::io::Errno::BUSY) {
+            break;
+        }
+        sealed = fcntl_add_seals(&fd, SEALS);
+    }
+    sealed?;
     Ok(fd)
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Peers<T> {
     /// Those that have sent something.
     heard: Vec<u64>,
     packet: Vec<u8>,
+    /// There is nothing to wait with any more.
+    lost: bool,
 }
 
 /// One of them; `T` is what the host keeps for it.
@@ -45,7 +47,7 @@ impl<T> Peers<T> {
     /// None yet. Each may have so many octets unsent.
     pub fn new(watch: Watch, outbox_octets_max: usize) -> Self {
         let (heard, packet) = (Vec::new(), Vec::new());
-        Self { watch, peers: Vec::new(), numbers: 0, outbox_octets_max, heard, packet }
+        Self { watch, peers: Vec::new(), numbers: 0, outbox_octets_max, heard, packet, lost: false }
     }
 
     /// One more, which is told something at once.
@@ -58,6 +60,11 @@ impl<T> Peers<T> {
             peer.flush(&self.watch);
             self.peers.push(peer);
         }
+    }
+
+    /// Whether nothing can be heard of any of them any more: a library has closed descriptors that are not its own.
+    pub fn are_lost(&self) -> bool {
+        self.lost
     }
 
     /// Whether there is none any more.
@@ -83,6 +90,10 @@ impl<T> Peers<T> {
                 Ready::Outside => woken.outside = true,
                 Ready::Bell => woken.bell = true,
                 Ready::Peer(number) => self.heard.push(number),
+                Ready::Lost => {
+                    self.peers.clear();
+                    (woken.outside, self.lost) = (true, true);
+                }
             }
         }
         woken

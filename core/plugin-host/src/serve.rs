@@ -145,6 +145,11 @@ impl Host {
         self.stuck >= THREADS
     }
 
+    /// Whether the library has closed what the host waits with: the process is of no more use either.
+    pub fn is_deaf(&self) -> bool {
+        self.shards.are_lost()
+    }
+
     /// Whether nobody is there any more.
     pub fn is_left(&self) -> bool {
         self.shards.is_empty()

@@ -119,6 +119,11 @@ impl BackendHost {
         self.directories.add(link, (), DESCRIPTION, &self.description);
     }
 
+    /// Whether the library has closed what the host waits with: the process is of no more use.
+    pub fn is_deaf(&self) -> bool {
+        self.directories.are_lost()
+    }
+
     /// Whether nobody is there any more.
     pub fn is_left(&self) -> bool {
         self.directories.is_empty()

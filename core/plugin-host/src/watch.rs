@@ -25,6 +25,8 @@ pub(crate) enum Ready {
     Bell,
     /// The peer with this number.
     Peer(u64),
+    /// Nobody any more: what there was to wait with is gone.
+    Lost,
 }
 
 /// Wakes a host; any thread may ring.
@@ -74,10 +76,11 @@ impl Watch {
         // Rounded up: waking a moment too early would only mean to wait again.
         let patience = patience.as_nanos().div_ceil(1_000_000).min(60_000) as u64;
         let patience = Timespec::try_from(Duration::from_millis(patience)).ok();
-        // An error is a signal: one turn without anybody.
-        let _ = epoll::wait(&self.epoll, spare_capacity(&mut self.events), patience.as_ref());
+        let waited = epoll::wait(&self.epoll, spare_capacity(&mut self.events), patience.as_ref());
+        // A signal is one turn without anybody. Else a library has closed what is not its own.
+        let lost = waited.is_err_and(|error| error != rustix::io::Errno::INTR).then_some(Ready::Lost);
         let bell = &self.bell;
-        self.events.iter().map(move |event| match event.data.u64() {
+        let ready = self.events.iter().map(move |event| match event.data.u64() {
             OUTSIDE => Ready::Outside,
             BELL => {
                 // Rung once, however often.
@@ -85,7 +88,8 @@ impl Watch {
                 Ready::Bell
             }
             number => Ready::Peer(number),
-        })
+        });
+        lost.into_iter().chain(ready)
     }
 }
 

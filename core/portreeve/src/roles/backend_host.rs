@@ -48,6 +48,6 @@ impl guest::Host for BackendHost {
     }
 
     fn is_lost(&self) -> Option<String> {
-        None
+        self.is_deaf().then(|| guest::DEAF.to_owned())
     }
 }

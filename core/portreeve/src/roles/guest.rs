@@ -33,6 +33,9 @@ pub trait Host {
     fn is_lost(&self) -> Option<String>;
 }
 
+/// Why a host is lost that hears nothing any more.
+pub const DEAF: &str = "the library has closed descriptors that are not its own";
+
 /// How one kind of host comes to be.
 pub struct Kind<Threads, Make> {
     /// For the sandbox.

@@ -44,6 +44,6 @@ impl guest::Host for Host {
 
     fn is_lost(&self) -> Option<String> {
         let why = || format!("all {THREADS} threads of the library are stuck in steps that do not end");
-        self.is_stuck().then(why)
+        self.is_stuck().then(why).or_else(|| self.is_deaf().then(|| guest::DEAF.to_owned()))
     }
 }
