@@ -164,7 +164,9 @@ impl Process {
         if let Some(link) = &self.link
             && self.outbox.flush(link).is_err()
         {
-            self.hang_up();
+            // It hears nothing any more. Its last words may still be in the link.
+            self.outbox = Outbox::new(OUTBOX_OCTETS_MAX);
+            self.patience(Duration::from_secs(STOP_SECONDS));
         }
     }
 
