@@ -146,6 +146,7 @@ fn run(args: &Args) -> Result<bool, String> {
             if with("postfix") { Some(bench.on_server_core(|| Postfix::start(bench.folder()))?) } else { None };
         let address = bench.ground.address(1);
         // Warm: password cache, allocator, page tables, processes.
+        bench.log_in(address, &server)?;
         bench.measure(address, &server, "x@bench.test", 500, &|| true)?;
         bench.measure(canned_address, &canned, "x@bench.test", 500, &|| true)?;
         if let Some(theirs) = &theirs {
@@ -175,6 +176,7 @@ fn run(args: &Args) -> Result<bool, String> {
     if with("maildir") || with("lmtp") {
         let server = bench.on_server_core(|| bench.ground.portreeve())?;
         let address = bench.ground.address(1);
+        bench.log_in(address, &server)?;
         for round in 0..args.rounds {
             eprintln!("round {} of {}: maildir, lmtp", round + 1, args.rounds);
             if with("maildir") {
@@ -267,6 +269,13 @@ impl<'a> Bench<'a> {
         let text =
             output(stats.args(["queue", "stats", "--json", "--config"]).arg(self.ground.configuration())).ok()?;
         serde_json::from_str::<Value>(&text).ok()?["messages"].as_u64()
+    }
+
+    /// Once, alone: as many at a time as there are connections would each have the password's slow hash computed.
+    fn log_in(&self, target: SocketAddr, server: &Server) -> Result<(), String> {
+        let mut load = self.ground.load(target, server);
+        load.args(self.ground.login());
+        output(load.args(["--scenario", "login", "--count", "1", "--quiet"])).map(drop)
     }
 
     /// Sends so many messages; the report of the load.
