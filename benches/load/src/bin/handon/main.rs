@@ -275,7 +275,7 @@ impl<'a> Bench<'a> {
     fn log_in(&self, target: SocketAddr, server: &Server) -> Result<(), String> {
         let mut load = self.ground.load(target, server);
         load.args(self.ground.login());
-        output(load.args(["--scenario", "login", "--count", "1", "--quiet"])).map(drop)
+        output(load.args(["--scenario", "login", "--mechanism", "PLAIN", "--count", "1", "--quiet"])).map(drop)
     }
 
     /// Sends so many messages; the report of the load.
