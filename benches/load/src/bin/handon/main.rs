@@ -63,7 +63,7 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     load_core: usize,
     /// Connections at a time.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 64)]
     concurrency: u64,
     /// Where the servers' folders are made: the disk that is measured; where temporary files are otherwise.
     #[arg(long)]
