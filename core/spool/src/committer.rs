@@ -22,7 +22,7 @@ use crate::{Doorbell, Trouble, names};
 /// Octets that are written at once.
 const WRITE_OCTETS: usize = 4 << 20;
 /// Octets that are zero-filled at once, at most.
-const FILL_OCTETS: u64 = 1 << 20;
+const FILL_OCTETS: u64 = 256 << 10;
 /// A write of more than this is of so many messages that what a growing file costs is little for each.
 const SHARED_OCTETS: u64 = 128 << 10;
 /// How far ahead of the log a segment is filled; a whole one at once would keep the disk from those who wait for it.
