@@ -29,6 +29,8 @@ const TICK: Duration = Duration::from_millis(250);
 const OPEN_MAX: usize = 256;
 /// Idle sessions of all processes that may be on their way to being idle.
 const GATHER_MAX: u64 = 512;
+/// Between looks for servers that are silent; each session is looked at once in a second.
+const SWEEP: Duration = Duration::from_millis(50);
 /// How often slow clients send.
 const PACE: Duration = Duration::from_millis(100);
 /// What a stopped run gives to sessions in progress.
@@ -95,6 +97,8 @@ struct Worker {
     gathered: u64,
     crowd_lost: u64,
     held: Vec<usize>,
+    /// Slots before it were looked at, see [`Self::sweep`].
+    swept: usize,
     /// Sessions of the mix that were begun, and that are in progress.
     begun: u64,
     active: usize,
@@ -147,6 +151,7 @@ impl Worker {
             gathered: 0,
             crowd_lost: 0,
             held: Vec::new(),
+            swept: 0,
             begun: 0,
             active: 0,
             next: start,
@@ -189,9 +194,10 @@ impl Worker {
                 }
             }
             let now = Instant::now();
-            if now >= swept + Duration::from_secs(1) {
+            if now >= swept + SWEEP {
+                let share = (now - swept).as_secs_f64().min(1.0);
                 swept = now;
-                self.sweep(now);
+                self.sweep(now, share);
             }
             let over = self.stop.is_some_and(|stop| self.active == 0 || now > stop + GRACE) || now > end;
             let done = self.is_done(now) || over;
@@ -646,10 +652,12 @@ impl Worker {
         }
     }
 
-    /// Gives up on servers that say nothing.
-    fn sweep(&mut self, now: Instant) {
+    /// Gives up on servers that say nothing. Looks at a share of the sessions, so that nobody waits while all are looked at.
+    fn sweep(&mut self, now: Instant, share: f64) {
         let patience = Duration::from_secs_f64(self.plan.patience);
-        for slot in 0..self.slots.len() {
+        let from = if self.swept < self.slots.len() { self.swept } else { 0 };
+        self.swept = from + (self.slots.len() as f64 * share).ceil() as usize;
+        for slot in from..self.swept.min(self.slots.len()) {
             let silent = |session: &Session| {
                 !(session.held && session.dialogue.is_at_rest())
                     && now.saturating_duration_since(session.moved) > patience
