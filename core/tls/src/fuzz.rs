@@ -38,7 +38,7 @@ pub fn fuzz_receive(data: &[u8]) {
 }
 
 /// Feeds an open TLS 1.3 session with records that have the right keys, and with others: the first octet says in pieces
-/// of what size; then come instructions, see [`Forge::follow`].
+/// of what size; then come instructions, see `Forge::follow`.
 ///
 /// Panics when the plaintext is not what was sealed in front of the first fault, when pieces change anything, when a
 /// session keeps or answers more than a constant, or goes on after an error.
