@@ -654,6 +654,10 @@ impl Worker {
 
     /// Gives up on servers that say nothing. Looks at a share of the sessions, so that nobody waits while all are looked at.
     fn sweep(&mut self, now: Instant, share: f64) {
+        if self.active == 0 && self.plan.noop_rate == 0.0 && self.is_gathered() {
+            // Nothing is due on any of them, and whoever else has this core is not to wait for that to be found out.
+            return;
+        }
         let patience = Duration::from_secs_f64(self.plan.patience);
         let from = if self.swept < self.slots.len() { self.swept } else { 0 };
         self.swept = from + (self.slots.len() as f64 * share).ceil() as usize;
