@@ -26,30 +26,14 @@ pub fn prepare(place: &Place<'_>) -> Result<Prepared, String> {
     let hash = output(Command::new("openssl").args(["passwd", "-6", place.password]))?;
     let creds = place.write("creds", &format!("{} {}\n", place.user, hash.trim()))?;
     place.write("run/mailname", "mail.bench.test\n")?;
-    // Its process for private keys cannot sign by ECDSA with OpenSSL 3 (OpenSMTPD's issue 1171): it alone gets an RSA key.
-    let (cert, key) = (place.file("rsa.pem"), place.file("rsa-key.pem"));
-    let mut made = Command::new("openssl");
-    made.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=mail.bench.test",
-        "-keyout",
-    ]);
-    output(made.arg(&key).arg("-out").arg(&cert))?;
     let config = place.write(
         "smtpd.conf",
         &format!(
             "pki bench cert \"{}\"\npki bench key \"{}\"\ntable creds file:{}\n\
              listen on 127.0.0.1 port {} tls pki bench auth-optional <creds> hostname mail.bench.test\n\
              action \"on\" relay host \"smtp://127.0.0.1:9\"\nmatch from any for any action \"on\"\n",
-            cert.display(),
-            key.display(),
+            place.cert.display(),
+            place.key.display(),
             creds.display(),
             place.port,
         ),
@@ -70,7 +54,7 @@ pub fn prepare(place: &Place<'_>) -> Result<Prepared, String> {
     let help = output(Command::new("sh").args(["-c", "\"$0\" -h 2>&1; true"]).arg(&smtpd)).unwrap_or_default();
     let version = help.lines().find_map(|line| line.strip_prefix("version: OpenSMTPD ")).unwrap_or("?").to_owned();
     Ok(Prepared {
-        name: format!("OpenSMTPD {version}, RSA-2048"),
+        name: format!("OpenSMTPD {version}"),
         command,
         ports: [place.port; 2],
         durable: "message file, envelope file",
