@@ -74,6 +74,8 @@ pub struct Local {
     pub secret: bool,
     /// There was a SASL message in it.
     pub authenticated: bool,
+    /// Messages of this turn wait in the spool for the word to commit them.
+    pub queued: bool,
     pub session_base: u64,
     /// Boxes that connections gave back.
     #[allow(clippy::vec_box, reason = "the boxes themselves go back and forth between shard and connection")]
@@ -296,6 +298,7 @@ impl TurnHost<'_> {
         // Those of one turn go together: the shard gives the word at its end.
         let commit = self.local.spool.queue(entry, &self.local.envelope, prepend, self.token.word());
         if commit == Commit::Pending {
+            self.local.queued = true;
             *self.pending = Pending::Commit;
             // Nobody else uses the place meanwhile.
             *self.question = link::monotonic_us() as u32;

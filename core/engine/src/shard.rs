@@ -270,7 +270,9 @@ impl Shard {
     }
 
     fn end_of_turn(&mut self) {
-        self.local.spool.go();
+        if std::mem::take(&mut self.local.queued) {
+            self.local.spool.go();
+        }
         let (shared, number) = (&self.shared, self.local.number);
         let now = self.local.now;
         // The process is as alive as its slowest shard (CONTRACT C26).
@@ -938,7 +940,7 @@ impl Shard {
         permitted
     }
 
-    /// Gives the box back when nothing is in it any more.
+    /// Gives the box back when nothing is in it any more; else counts anew what is.
     fn give_back(&mut self, token: Token) {
         let Some(slot) = self.slots.get_mut(token) else { return };
         if slot.held.as_ref().is_some_and(|held| held.is_empty())
@@ -949,6 +951,9 @@ impl Shard {
             if self.local.spare.len() < SPARE_MAX {
                 self.local.spare.push(held);
             }
+        } else {
+            // What is still held is less than it was, and always permitted.
+            self.charge(token);
         }
     }
 

@@ -139,6 +139,7 @@ impl Worker {
                 effect_ms: 0,
                 secret: false,
                 authenticated: false,
+                queued: false,
                 session_base,
                 spare: Vec::new(),
             };
