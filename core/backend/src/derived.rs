@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use crate::decoy::Decoys;
@@ -39,8 +40,9 @@ struct Place {
     wanted: AtomicBool,
     /// `None`: too many users.
     set: OnceLock<Option<Arc<Set>>>,
-    /// Of the content before this one: who has the same password has the same keys.
-    before: Option<Arc<Set>>,
+    /// Of the content before this one: who has the same password has the same keys. Until they are made: it has passwords
+    /// that are no longer anybody's.
+    before: Mutex<Option<Arc<Set>>>,
 }
 
 /// By prepared names.
@@ -61,8 +63,8 @@ impl Derived {
     pub fn new(users: Arc<Users>, decoys: Arc<Decoys>, before: Option<&Self>) -> Arc<Self> {
         let place = |at: usize| {
             let Some(place) = before.map(|before| &before.sets[at]) else { return Place::default() };
-            let made = place.set.get().map_or_else(|| place.before.clone(), Clone::clone);
-            Place { before: made, ..Place::default() }
+            let made = place.set.get().map_or_else(|| place.before.lock().clone(), Clone::clone);
+            Place { before: Mutex::new(made), ..Place::default() }
         };
         let this = Arc::new(Self { users, decoys, sets: std::array::from_fn(place) });
         for (at, hash) in HASHES.into_iter().enumerate() {
@@ -113,7 +115,7 @@ impl Derived {
 fn make(of: &Weak<Derived>, at: usize) {
     let Some(hash) = HASHES.get(at).copied() else { return };
     let Some((users, decoys, before)) = of.upgrade().map(|this| {
-        let before = this.sets.get(at).and_then(|place| place.before.clone());
+        let before = this.sets.get(at).and_then(|place| place.before.lock().take());
         (this.users.clone(), this.decoys.clone(), before)
     }) else {
         return;
