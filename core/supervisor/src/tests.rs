@@ -16,11 +16,43 @@ use rustix::event::PollFlags;
 use telemetry::Event;
 
 use crate::child::{self, Later, Startup};
+use crate::process::{Post, Process};
 use crate::{Bound, Error, Handle, Hooks, Listener, Options, Plan, Supervisor};
 
 /// Nothing here takes that long unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
 const QUESTION: u16 = 0x0100;
+
+#[test]
+fn a_child_that_has_ended_while_it_was_written_to_is_still_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    // What it says is a packet on its link, which is descriptor 3.
+    let arguments = ["-c", "printf 'last words' >&3"].map(Into::into).into();
+    let options = Options { program: "/bin/sh".into(), arguments, ..Options::new(directory.path(), "test") };
+    let post = Post {
+        role: Role::Delivery,
+        instance: 1,
+        generation: 1,
+        index: 0,
+        library: None,
+        shards: 0,
+        slot: 0,
+        row: None,
+    };
+    let mut process = Process::start(&options, post).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while process.exit_status().is_none() {
+        assert!(Instant::now() < until);
+        thread::sleep(Duration::from_millis(2)); // between two looks
+    }
+    process.say(&Message::Stop, None);
+    process.flush();
+    assert!(!process.has_more_to_send(), "nobody will take it");
+    let mut packet = Vec::new();
+    let link = process.link().expect("it is there to be heard");
+    assert!(matches!(link.receive(&mut packet), Ok(Received::Packet { .. })) && packet == b"last words");
+    assert!(matches!(link.receive(&mut packet), Ok(Received::Closed)));
+}
 
 // The children.
 
