@@ -1202,7 +1202,7 @@ fn about_next_hop(config: &Config, route: &Route, hop: &HopRoute, report: &mut R
     let binds = || config.listeners.iter().flat_map(|listener| &listener.bind);
     for (at, place) in hop.to.iter().enumerate() {
         let delivery::Place::Tcp(host, port) = place else { continue };
-        // Names that this server calls itself by; others are looked at when delivery connects.
+        // Names that this server calls itself by. What other names lead to is not looked at, here or in delivery.
         let named = config.listeners.iter().any(|listener| config.hostname_of(listener).eq_ignore_ascii_case(host));
         let ip = host.parse::<std::net::IpAddr>().ok();
         let own = |bind: &SocketAddr| {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use delivery::{Discard, LineEnd, Maildir, Retry, Route, Routes, Service, Settings, Stats};
 use link::Role;
 use spool::{Disk, RealDisk};
+use supervisor::LAST_ONES_MAX;
 use supervisor::child::{Later, Peer, Startup};
 use telemetry::{Counter, Event, Gauge, Level, Slot};
 use zeroize::Zeroizing;
@@ -119,17 +120,15 @@ pub fn run(mut startup: Startup) -> ExitCode {
     }
 }
 
-/// The last delivery process, killed or left behind by a supervisor that was, may not have gone yet.
+/// The last delivery process, killed or left behind by a supervisor that was, may not have gone yet. If it is there for
+/// longer than it is waited for, opening the spool says so.
 fn wait_for_the_last_one(disk: &dyn Disk) -> io::Result<()> {
-    let until = Instant::now() + LAST_ONE_MAX;
+    let until = Instant::now() + LAST_ONES_MAX;
     while disk.lock_dir("")?.is_none() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
-
-/// How long it is waited for; if it is there for longer, opening the spool says so.
-const LAST_ONE_MAX: Duration = Duration::from_secs(2);
 
 fn routes(config: &Config, events: &Arc<dyn delivery::Events>) -> Result<Routes, String> {
     let default = config.routes.iter().find(|route| route.domain == "*");
