@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rustix::time::{ClockId, clock_gettime};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, ClientConnection, Resumption};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CipherSuite, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{CipherSuite, RootCertStore};
 use tls::{Certificate, CertificateSet, CertificateStore, Pem, ServerTls, Settings, TicketKeys, TlsSession};
 
 /// A client, a session of ours, and how long the session's calls took.
@@ -85,6 +84,8 @@ fn handshake(criterion: &mut Criterion) {
         Pem { file: "certificate", octets: made.certificate_pem.as_bytes() },
         Pem { file: "key", octets: made.key_pem.as_bytes() },
     );
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(made.certificate_pem.as_bytes()).expect("PEM")).expect("a certificate");
     let set = CertificateSet::new(vec![certificate.expect("just made")]).expect("a set");
     let store = Arc::new(CertificateStore::new(set));
     let server = |post_quantum| {
@@ -101,7 +102,7 @@ fn handshake(criterion: &mut Criterion) {
         ("full, P-256, X25519MLKEM768", &hybrid, None, Resumption::disabled()),
         ("resumed, X25519", &classical, None, Resumption::in_memory_sessions(8)),
     ] {
-        let config = client(suite, resumption);
+        let config = client(&roots, suite, resumption);
         // The first one has no ticket yet.
         drop(Pair::open(server, &config, processor_time));
         group.bench_function(name, |bencher| {
@@ -110,7 +111,7 @@ fn handshake(criterion: &mut Criterion) {
     }
     group.finish();
 
-    let config = client(None, Resumption::disabled());
+    let config = client(&roots, None, Resumption::disabled());
     let mut group = criterion.benchmark_group("records");
     for octets in [6, 4096, 16_384] {
         let text = vec![b'x'; octets];
@@ -130,55 +131,14 @@ fn handshake(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn client(suite: Option<CipherSuite>, resumption: Resumption) -> Arc<ClientConfig> {
+fn client(roots: &RootCertStore, suite: Option<CipherSuite>, resumption: Resumption) -> Arc<ClientConfig> {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.retain(|known| suite.is_none_or(|suite| known.suite() == suite));
-    let provider = Arc::new(provider);
-    let builder = ClientConfig::builder_with_provider(provider.clone());
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider));
     let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).expect("a version");
-    let mut config =
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))).with_no_client_auth();
+    let mut config = builder.with_root_certificates(roots.clone()).with_no_client_auth();
     config.resumption = resumption;
     Arc::new(config)
-}
-
-/// The client's work does not count.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 const AES_256: CipherSuite = CipherSuite::TLS13_AES_256_GCM_SHA384;
