@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -77,7 +77,20 @@ pub fn mails(folder: &Path) -> Vec<String> {
 
 /// Alice logs in and sends.
 pub fn submit(server: &Server, to: &str, params: &str, text: &str) {
-    let stream = TcpStream::connect(server.submission()).expect("a connection");
+    let login = Some("\0alice@demo.test\0secret");
+    hand_over(server.submission(), login, to, params, text, &|| server.log());
+}
+
+/// Hands one message to a server, line by line.
+pub fn hand_over(
+    server: SocketAddr,
+    login: Option<&str>,
+    to: &str,
+    params: &str,
+    text: &str,
+    tell: &dyn Fn() -> String,
+) {
+    let stream = TcpStream::connect(server).expect("a connection");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let mut stream = BufReader::new(stream);
     let mut say = |command: &str, expect: &str| {
@@ -85,7 +98,7 @@ pub fn submit(server: &Server, to: &str, params: &str, text: &str) {
         loop {
             let mut line = String::new();
             stream.read_line(&mut line).expect("a reply");
-            assert!(line.starts_with(expect), "{command:?}: {line}\n{}", server.log());
+            assert!(line.starts_with(expect), "{command:?}: {line}\n{}", tell());
             if line.as_bytes().get(3) == Some(&b' ') {
                 return;
             }
@@ -93,7 +106,9 @@ pub fn submit(server: &Server, to: &str, params: &str, text: &str) {
     };
     say("", "220");
     say("EHLO client.example\r\n", "250");
-    say(&format!("AUTH PLAIN {}\r\n", STANDARD.encode("\0alice@demo.test\0secret")), "235");
+    if let Some(login) = login {
+        say(&format!("AUTH PLAIN {}\r\n", STANDARD.encode(login)), "235");
+    }
     say("MAIL FROM:<alice@demo.test>\r\n", "250");
     say(&format!("RCPT TO:<{to}>{params}\r\n"), "250");
     say("DATA\r\n", "354");

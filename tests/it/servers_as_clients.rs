@@ -2,15 +2,11 @@
 //! Dovecot's submission proxy.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::Command;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
-use crate::next_hops::{Daemon, is_installed, is_root, open_folder, present, wait};
-use crate::server::{Options, PATIENCE, Server};
+use crate::next_hops::{Daemon, hand_over, is_installed, is_root, open_folder, present, wait};
+use crate::server::{Options, Server};
 
 const MECHANISMS: [&str; 7] =
     ["SCRAM-SHA-512", "SCRAM-SHA-256", "SCRAM-SHA-1", "DIGEST-MD5", "CRAM-MD5", "PLAIN", "LOGIN"];
@@ -29,34 +25,6 @@ fn portreeve() -> Server {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a free port").port()
-}
-
-/// Hands one message to the server at `port`, line by line.
-fn hand_over(port: u16, login: Option<&str>, to: &str, tell: &dyn Fn() -> String) {
-    let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    let mut stream = BufReader::new(stream);
-    let mut say = |command: &str, expect: &str| {
-        stream.get_mut().write_all(command.as_bytes()).expect("it is sent");
-        loop {
-            let mut line = String::new();
-            stream.read_line(&mut line).expect("a reply");
-            assert!(line.starts_with(expect), "{command:?}: {line}\n{}", tell());
-            if line.as_bytes().get(3) == Some(&b' ') {
-                return;
-            }
-        }
-    };
-    say("", "220");
-    say("EHLO client.example\r\n", "250");
-    if let Some(login) = login {
-        say(&format!("AUTH PLAIN {}\r\n", STANDARD.encode(login)), "235");
-    }
-    say("MAIL FROM:<alice@demo.test>\r\n", "250");
-    say(&format!("RCPT TO:<{to}>\r\n"), "250");
-    say("DATA\r\n", "354");
-    say(&format!("From: alice@demo.test\r\nTo: {to}\r\nSubject: for {to}\r\n\r\nhello\r\n.\r\n"), "250");
-    say("QUIT\r\n", "221");
 }
 
 fn tag(mechanism: &str) -> String {
@@ -124,7 +92,8 @@ fn postfix_logs_in_with_each_mechanism_that_cyrus_sasl_has() {
     let tell = || format!("{}\n--- postfix\n{}", server.log(), fs::read_to_string(&log).unwrap_or_default());
     wait("postfix", &tell, || TcpStream::connect(("127.0.0.1", port)).ok());
     for mechanism in MECHANISMS {
-        hand_over(port, None, &tag(mechanism), &tell);
+        let text = format!("Subject: for {}\r\n\r\nhello", tag(mechanism));
+        hand_over((Ipv4Addr::LOCALHOST, port).into(), None, &tag(mechanism), "", &text, &tell);
     }
     for mechanism in MECHANISMS {
         let login = format!("\"mechanism\":\"{mechanism}\",\"authcid\":\"alice@demo.test\",\"code\":235");
@@ -161,7 +130,8 @@ fn dovecots_submission_proxy_logs_in() {
     let log = dir.path().join("dovecot.log");
     let tell = || format!("{}\n--- dovecot\n{}", server.log(), fs::read_to_string(&log).unwrap_or_default());
     wait("dovecot", &tell, || TcpStream::connect(("127.0.0.1", port)).ok());
-    hand_over(port, Some("\0alice@demo.test\0own-secret"), "bob@demo.test", &tell);
+    let login = Some("\0alice@demo.test\0own-secret");
+    hand_over((Ipv4Addr::LOCALHOST, port).into(), login, "bob@demo.test", "", "Subject: for bob\r\n\r\nhello", &tell);
     assert_eq!(server.mail("bob", 1).len(), 1, "{}", tell());
     wait("the login", &tell, || server.log().contains("\"authcid\":\"alice@demo.test\",\"code\":235").then_some(()));
 }

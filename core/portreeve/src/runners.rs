@@ -353,28 +353,17 @@ impl Drop for Hosted {
 }
 
 fn wire_facts(facts: &Facts) -> Option<wire::Facts<'_>> {
-    let sasl::Facts {
-        tls,
-        tls_version,
-        client_certificate,
-        plus_offered,
-        channel_bindings,
-        server_name,
-        client_ip,
-        listener,
-        sni,
-        ..
-    } = sasl_facts(facts)?;
+    let facts = sasl_facts(facts)?;
     Some(wire::Facts {
-        tls,
-        tls_version,
-        client_certificate,
-        plus_offered,
-        channel_bindings,
-        server_name,
-        client_ip,
-        listener,
-        sni,
+        tls: facts.tls,
+        tls_version: facts.tls_version,
+        client_certificate: facts.client_certificate,
+        plus_offered: facts.plus_offered,
+        channel_bindings: facts.channel_bindings,
+        server_name: facts.server_name,
+        client_ip: facts.client_ip,
+        listener: facts.listener,
+        sni: facts.sni,
     })
 }
 
