@@ -93,6 +93,21 @@ impl Running {
         Ok(Self { child })
     }
 
+    /// Starts `portreeve-load` with idle sessions; returns when it holds all of them.
+    pub fn crowd(command: &mut Command, sessions: u64) -> Result<Self, String> {
+        let mut running = Self::start(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
+        let mut told = String::new();
+        if let Some(stderr) = running.stderr() {
+            let lines = BufReader::new(stderr).lines().map_while(Result::ok);
+            told = lines.into_iter().find(|line| line.starts_with("holding")).unwrap_or_default();
+        }
+        if told.contains(&format!("holding {sessions} ")) {
+            Ok(running)
+        } else {
+            Err(format!("the idle crowd is not whole: {told:?}"))
+        }
+    }
+
     /// Its standard output, once it has ended well.
     fn output(mut self) -> Result<String, String> {
         let (mut text, mut said) = (String::new(), String::new());

@@ -12,10 +12,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use portreeve_load::ground::{Ground, Server, Settings, end_on_signal, output};
+use portreeve_load::figures::{median, pin};
+use portreeve_load::ground::{Ground, Running, Server, Settings, end_on_signal, output};
 use portreeve_load::machine::{self, Machine};
 use portreeve_load::process;
-use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
 /// Profiles a worker and compares two builds; writes `benches/record/<date>-profile.{json,md}`.
@@ -68,7 +68,7 @@ struct Work {
 }
 
 const MAIL: [&str; 6] = ["--size", "4096", "--to", "bob@bench.test", "--per-connection", "10"];
-const WORKS: [Work; 5] = [
+const WORKS: [Work; 6] = [
     Work {
         name: "connect",
         what: "connect, greet, close",
@@ -104,6 +104,15 @@ const WORKS: [Work; 5] = [
         tls: true,
         login: true,
         with: &["--scenario", "login", "--mechanism", "PLAIN"],
+    },
+    Work {
+        name: "crowd",
+        what: "connect, EHLO, idle with all the others for a second, close",
+        messages: 0,
+        sessions: 8000,
+        tls: false,
+        login: false,
+        with: &["--scenario", "idle", "--hold", "1"],
     },
     Work {
         name: "mail",
@@ -179,17 +188,60 @@ fn run(args: &Args) -> Result<(), String> {
         for work in &WORKS {
             let Some(found) = found.get_mut(work.name) else { continue };
             let sessions = ((work.sessions as f64 * args.scale) as u64).max(4);
-            let functions = sampled(&ours, worker, || load(&ours, &ours, work, sessions))?;
+            // With what the server does after the last reply.
+            let whole = |sessions: u64| {
+                load(&ours, &ours, work, sessions)?;
+                process::settled(server.pid());
+                Ok(())
+            };
+            let functions = sampled(&ours, worker, || whole(sessions))?;
             found.kernel = functions.iter().filter(|(name, _)| name.starts_with("[k]")).map(|(_, share)| share).sum();
             found.functions = functions.into_iter().take(args.functions).collect();
             let few = sessions / 10 + 1;
-            let calls = traced(&ours, worker, || load(&ours, &ours, work, few))?;
+            let calls = traced(&ours, worker, || whole(few))?;
             let each = (few * work.messages.max(1)) as f64;
             found.calls = calls.into_iter().map(|(name, count)| (name, count as f64 / each)).collect();
             found.calls.sort_by(|a, b| b.1.total_cmp(&a.1));
         }
     }
-    record(args, &ours, theirs.as_ref(), &found)
+    let rest = at_rest(args, &ours)?;
+    record(args, &ours, theirs.as_ref(), &found, &rest)
+}
+
+/// What a worker does for sessions that do nothing.
+struct Rest {
+    sessions: u64,
+    /// Processor time of all processes of the server, without and with the sessions, in [`REST`].
+    cpu: [Duration; 2],
+    /// System calls of the worker in [`REST`], without and with them.
+    calls: [u64; 2],
+}
+
+/// How long a crowd is watched.
+const REST: Duration = Duration::from_secs(5);
+
+/// Watches a server by itself, and then with a crowd.
+fn at_rest(args: &Args, ground: &Ground) -> Result<Rest, String> {
+    let server = args.on_server_core(|| ground.portreeve())?;
+    let worker = worker(&server)?;
+    let watch = || -> Result<(Duration, u64), String> {
+        let before = process::settled(server.pid()).cpu;
+        std::thread::sleep(REST);
+        let cpu = process::usage(server.pid()).cpu.saturating_sub(before);
+        let calls = traced(ground, worker, || {
+            std::thread::sleep(REST);
+            Ok(())
+        })?;
+        Ok((cpu, calls.values().sum()))
+    };
+    let alone = watch()?;
+    let sessions = ((8_000.0 * args.scale) as u64).max(4);
+    let mut crowd = ground.load(ground.address(0), &server);
+    crowd.args(["--json", "-", "--scenario", "idle", "--hold", "60", "--count", &sessions.to_string()]);
+    let crowd = Running::crowd(&mut crowd, sessions)?;
+    let beside = watch()?;
+    drop(crowd);
+    Ok(Rest { sessions, cpu: [alone.0, beside.0], calls: [alone.1, beside.1] })
 }
 
 fn ground(bin: Option<PathBuf>) -> Result<Ground, String> {
@@ -213,23 +265,6 @@ impl Args {
         let started = start();
         pin(load)?;
         started
-    }
-}
-
-/// This thread, and what it starts, runs on `core`.
-fn pin(core: usize) -> Result<(), String> {
-    let mut set = CpuSet::new();
-    set.set(core);
-    sched_setaffinity(None, &set).map_err(|error| format!("core {core}: {error}"))
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
     }
 }
 
@@ -345,7 +380,13 @@ fn traced(
     Ok(calls)
 }
 
-fn record(args: &Args, ours: &Ground, theirs: Option<&Ground>, found: &BTreeMap<&str, Found>) -> Result<(), String> {
+fn record(
+    args: &Args,
+    ours: &Ground,
+    theirs: Option<&Ground>,
+    found: &BTreeMap<&str, Found>,
+    rest: &Rest,
+) -> Result<(), String> {
     let date = machine::date(machine::unix_seconds());
     let command = machine::command().join(" ");
     let machine = Machine::this();
@@ -380,6 +421,17 @@ fn record(args: &Args, ours: &Ground, theirs: Option<&Ground>, found: &BTreeMap<
             calls.join(", ")
         );
     }
+    let _ = writeln!(
+        text,
+        "\nAt rest, in {} s: the server took {:.1} ms of processor time by itself and {:.1} ms with {} idle sessions; \
+         its worker made {} and {} system calls.",
+        REST.as_secs(),
+        rest.cpu[0].as_secs_f64() * 1e3,
+        rest.cpu[1].as_secs_f64() * 1e3,
+        rest.sessions,
+        rest.calls[0],
+        rest.calls[1],
+    );
     for (work, found) in works() {
         let _ = writeln!(
             text,
@@ -402,6 +454,10 @@ fn record(args: &Args, ours: &Ground, theirs: Option<&Ground>, found: &BTreeMap<
     let result = json!({
         "version": 1, "date": date, "command": command, "machine": machine, "portreeve": ours.build,
         "other": theirs.map(|ground| &ground.build), "works": works,
+        "at_rest": {
+            "seconds": REST.as_secs(), "sessions": rest.sessions,
+            "cpu_us": rest.cpu.map(|cpu| cpu.as_micros() as u64), "worker_calls": rest.calls,
+        },
     });
     std::fs::create_dir_all(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;
     for (ending, content) in [("md", text), ("json", format!("{result:#}\n"))] {

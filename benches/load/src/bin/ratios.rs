@@ -9,16 +9,14 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use portreeve_load::figures::{median, numbers, pin, spread};
 use portreeve_load::ground::{Ground, Running, Server, Settings, end_on_signal, output};
 use portreeve_load::machine::{self, Machine};
-use portreeve_load::process;
 use serde_json::{Value, json};
 
 /// Measures Portreeve against the canned-reply baseline and writes `benches/record/<date>-ratios.{json,md}`.
@@ -108,6 +106,9 @@ struct Compared {
     /// The load logs in.
     login: bool,
 }
+
+/// Slices of logins for each pair that was asked for, see [`Bench::beside_idle`].
+const SLICES: usize = 10;
 
 /// Sessions with a login and a mail that one core takes in a second.
 const SESSIONS_MIN: f64 = 8_000.0;
@@ -256,19 +257,23 @@ struct Bench<'a> {
     ground: Ground,
 }
 
+/// One worker with one event loop: what is measured is a core.
+fn settings(args: &Args) -> Settings {
+    Settings {
+        bin: args.bin.clone(),
+        workers: 1,
+        shards: 1,
+        sessions_max: 100_000,
+        log_level: args.log_level.clone(),
+        durability: "none",
+        dir: None,
+        keep: args.keep,
+    }
+}
+
 impl<'a> Bench<'a> {
     fn new(args: &'a Args) -> Result<Self, String> {
-        let ground = Ground::new(&Settings {
-            bin: args.bin.clone(),
-            workers: 1,
-            shards: 1,
-            sessions_max: 100_000,
-            log_level: args.log_level.clone(),
-            durability: "none",
-            dir: None,
-            keep: args.keep,
-        })?;
-        Ok(Self { args, ground })
+        Ok(Self { args, ground: Ground::new(&settings(args))? })
     }
 
     /// Starts a server on its core; everything else stays on the other.
@@ -447,55 +452,79 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// p99 of logins, alternating without and beside an idle crowd.
+    /// p99 of logins at a worker that holds an idle crowd, against one that does not.
+    ///
+    /// Two servers alike share a core and get short slices of logins in turn; then one of them gets a crowd and they
+    /// do so again. What else the machine does comes upon both alike, and a median of slices forgets what came upon
+    /// a few: a single long run with the crowd after one without it measures who was on the machine in the meantime.
     fn beside_idle(&self) -> Result<Row, String> {
-        let server = self.portreeve()?;
-        let address = self.ground.address(0);
-        let login = self.login();
+        let other = Ground::new(&settings(self.args))?;
+        let servers = [self.portreeve()?, self.on_server_core(|| other.portreeve())?];
+        let addresses = [self.ground.address(0), other.address(0)];
         // An open loop far from saturation: what is asked is how long a login takes, not how long a queue is.
+        let login = self.login();
         let mut with: Vec<&str> = vec!["--scenario", "login", "--mechanism", "PLAIN", "--rate", "2000"];
         with.extend(login.iter().map(String::as_str));
-        let p99 = |count: &str| -> Result<f64, String> {
-            let text = output(self.load(address, &server, &with).args(["--count", count]))?;
+        let p99 = |which: usize, count: &str| -> Result<f64, String> {
+            let text = output(self.load(addresses[which], &servers[which], &with).args(["--count", count]))?;
             let result: Value =
                 serde_json::from_str(&text).map_err(|error| format!("portreeve-load: {error}: {text}"))?;
             result["latency_us"]["p99"].as_f64().ok_or_else(|| format!("portreeve-load: no p99: {text}"))
         };
-        p99("4000")?;
-        let mut samples = Vec::new();
-        for _ in 0..self.args.pairs {
-            let without = p99("10000")?;
-            let sessions = self.args.sessions.to_string();
-            let mut crowd = self.load(address, &server, &["--scenario", "idle", "--hold", "240", "--count", &sessions]);
-            let mut crowd = Running::start(crowd.stdout(Stdio::null()).stderr(Stdio::piped()))?;
-            let mut told = String::new();
-            if let Some(stderr) = crowd.stderr() {
-                let lines = BufReader::new(stderr).lines().map_while(Result::ok);
-                told = lines.into_iter().find(|line| line.starts_with("holding")).unwrap_or_default();
-            }
-            let beside = p99("10000");
-            drop(crowd);
-            if !told.contains(&format!("holding {sessions} ")) {
-                return Err(format!("the idle crowd is not whole: {told}"));
-            }
-            // The server sees 15,000 ends; the next pair begins when it has.
-            process::settled(server.pid());
-            let beside = beside?;
-            samples.push(json!({ "ratio": beside / without, "without_us": without, "beside_us": beside }));
+        let slices = |pairs: usize| -> Result<Vec<[f64; 2]>, String> {
+            (0..pairs)
+                .map(|pair| {
+                    // Who begins changes.
+                    let first = pair % 2;
+                    let mut slices = [0.0; 2];
+                    for which in [first, 1 - first] {
+                        slices[which] = p99(which, "500")?;
+                    }
+                    Ok(slices)
+                })
+                .collect()
+        };
+        // Ratio of the medians of both sides, and the two medians.
+        let compared = |slices: &[[f64; 2]]| {
+            let [with, without] = [0, 1].map(|which| median(&slices.iter().map(|s| s[which]).collect::<Vec<_>>()));
+            (with / without, with, without)
+        };
+        for which in [0, 1] {
+            p99(which, "4000")?;
         }
-        let ratios = numbers(&samples, "ratio");
+        let pairs = self.args.pairs.max(1) * SLICES;
+        let alike = slices(pairs)?;
+
+        let sessions = self.args.sessions.to_string();
+        // Longer than all slices take; it is ended before.
+        let hold = (pairs * 3 + 60).to_string();
+        let crowd = ["--scenario", "idle", "--hold", &hold, "--count", &sessions];
+        let mut crowd = Running::crowd(&mut self.load(addresses[0], &servers[0], &crowd), self.args.sessions)?;
+        let beside = slices(pairs)?;
+        if crowd.has_ended() {
+            return Err("the idle crowd went before the end".to_owned());
+        }
+        drop(crowd);
+
+        let (control, ..) = compared(&alike);
+        let (value, with, without) = compared(&beside);
+        let rounds: Vec<f64> = beside.chunks(SLICES).map(|round| compared(round).0).collect();
         Ok(Row {
             name: "logins-beside-idle",
-            work: "p99 of new logins beside idle sessions, against without",
+            work: "p99 of new logins at a worker with idle sessions, against one without",
             unit: "×",
             bar: 1.2,
-            value: median(&ratios),
-            spread: spread(&ratios),
-            baseline: Some(median(&numbers(&samples, "without_us"))),
-            portreeve: Some(median(&numbers(&samples, "beside_us"))),
+            value,
+            spread: spread(&rounds),
+            baseline: Some(without),
+            portreeve: Some(with),
             side_unit: "µs without, beside",
-            note: format!("{} idle sessions, 2,000 logins per second, open loop; wall time", self.args.sessions),
-            samples,
+            note: format!(
+                "{} idle sessions; 2,000 logins per second, open loop, wall time; medians of {pairs} slices of 500 logins; \
+                 {control:.2}× between the two before the crowd came",
+                self.args.sessions
+            ),
+            samples: vec![json!({ "alike_p99_us": alike, "beside_and_without_p99_us": beside })],
         })
     }
 }
