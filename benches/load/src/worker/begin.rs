@@ -1,0 +1,163 @@
+//! Beginnings: the idle crowd as fast as it gathers, and the sessions of the mix when they are due.
+
+use std::time::{Duration, Instant};
+
+use mio::{Interest, Token};
+
+use super::turn::kind;
+use super::{Alarm, PACE, Session, Worker};
+use crate::dialogue::Trouble;
+use crate::plan::{Arrivals, Kind, Tls};
+use crate::transport::Transport;
+
+/// Sockets that are opened in one turn: the loop must go on hearing.
+const OPEN_MAX: usize = 256;
+/// Idle sessions of all processes that may be on their way to being idle.
+const GATHER_MAX: u64 = 512;
+
+impl Worker {
+    /// Begins idle sessions, no faster than was asked for.
+    pub(super) fn gather(&mut self, now: Instant) {
+        if self.stop.is_some() {
+            return;
+        }
+        let due = (now - self.start).as_secs_f64() * self.plan.gather_rate;
+        // Nor faster than they get there: a crowd of handshakes would only wait for each other until they time out.
+        let most = (GATHER_MAX / u64::from(self.plan.processes)).max(4);
+        let under_way = self.gathered - self.held.len() as u64 - self.crowd_lost;
+        let mut room = (due as u64).saturating_sub(self.gathered).min(most.saturating_sub(under_way));
+        for scenario in 0..self.to_gather.len() {
+            while room > 0 && self.to_gather[scenario] > 0 {
+                self.to_gather[scenario] -= 1;
+                self.gathered += 1;
+                room -= 1;
+                self.open(scenario, now, false);
+            }
+        }
+    }
+
+    pub(super) fn is_gathered(&self) -> bool {
+        self.to_gather.iter().all(|&left| left == 0) && self.held.len() as u64 + self.crowd_lost >= self.gathered
+    }
+
+    /// Whether a session with this intended start belongs to the run.
+    pub(super) fn may_begin(&self, intended: Instant) -> bool {
+        let Some(go) = self.go else { return false };
+        self.stop.is_none()
+            && self.plan.has_mix()
+            && self.plan.count.is_none_or(|count| self.begun < count)
+            && self
+                .plan
+                .duration
+                .is_none_or(|duration| intended < go + Duration::from_secs_f64(self.plan.warm_up + duration))
+    }
+
+    /// Begins sessions of the mix.
+    pub(super) fn begin(&mut self, now: Instant) {
+        for _ in 0..OPEN_MAX {
+            let intended = if self.plan.rate.is_some() { self.next } else { now };
+            if !self.may_begin(intended) || self.active >= self.plan.concurrency || intended > now {
+                return;
+            }
+            if let Some(rate) = self.plan.rate {
+                let distance = match self.plan.arrivals {
+                    Arrivals::Even => 1.0,
+                    Arrivals::Poisson => -(1.0 - self.random.share()).ln(),
+                };
+                self.next += Duration::from_secs_f64(distance / rate);
+                let late = now.saturating_duration_since(intended).as_micros() as u64;
+                self.interval.late.saturating_record(late.max(1));
+            }
+            self.begun += 1;
+            let scenario = self.pick();
+            let warm_until = self.go.unwrap_or(now) + Duration::from_secs_f64(self.plan.warm_up);
+            self.open(scenario, intended, intended < warm_until);
+        }
+    }
+
+    /// A scenario by weight.
+    fn pick(&mut self) -> usize {
+        let mut at = self.random.share() * self.plan.mix_weight();
+        let mut last = 0;
+        for (index, scenario) in self.plan.scenarios.iter().enumerate() {
+            if scenario.kind == Kind::Idle || scenario.weight <= 0.0 {
+                continue;
+            }
+            last = index;
+            if at < scenario.weight {
+                break;
+            }
+            at -= scenario.weight;
+        }
+        last
+    }
+
+    fn open(&mut self, scenario: usize, intended: Instant, warm: bool) {
+        let number = self.interval_begun(scenario, warm);
+        let told = &self.plan.scenarios[scenario];
+        let is_idle = told.kind == Kind::Idle;
+        let sources = &self.plan.source_addresses;
+        let source = sources.get((self.begun + self.gathered) as usize % sources.len().max(1)).copied();
+        let Some(target) = told.address() else { return };
+        let is_paced = told.octets_per_second > 0;
+        let resume = told.tls != Tls::None && self.random.share() < told.resume;
+        let opened = Transport::connect(target, source).and_then(|mut transport| {
+            if told.tls == Tls::Implicit {
+                transport.start_tls(&self.tls[scenario], resume)?;
+            }
+            if told.octets_per_second > 0 {
+                transport.allow(0);
+            }
+            Ok(transport)
+        });
+        let transport = match opened {
+            Ok(transport) => transport,
+            Err(error) => {
+                let trouble = Trouble::new("connect", &kind(&error), error.to_string());
+                self.count_trouble(scenario, &trouble, warm);
+                if !warm {
+                    self.interval.counts[scenario].failed += 1;
+                }
+                self.crowd_lost += u64::from(is_idle);
+                return;
+            }
+        };
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.generations.push(0);
+            self.slots.len() - 1
+        });
+        let dialogue = self.specs[scenario].begin(number, &mut self.random, intended);
+        let mut session = Box::new(Session {
+            transport,
+            dialogue,
+            received: Vec::new(),
+            scenario: scenario as u16,
+            intended,
+            moved: Instant::now(),
+            warm,
+            spoiled: false,
+            secured: false,
+            held: false,
+            more: false,
+        });
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut session.transport.stream, Token(slot), interest) {
+            let trouble = Trouble::new("connect", &kind(&error), error.to_string());
+            self.count_trouble(scenario, &trouble, warm);
+        }
+        if is_paced {
+            let at = std::cmp::Reverse(Instant::now() + PACE);
+            self.alarms.push((at, Alarm::Pace, slot, self.generations[slot]));
+        }
+        self.active += usize::from(!is_idle);
+        self.slots[slot] = Some(session);
+    }
+
+    fn interval_begun(&mut self, scenario: usize, warm: bool) -> u64 {
+        if !warm {
+            self.interval.counts[scenario].begun += 1;
+        }
+        self.begun + self.gathered
+    }
+}
