@@ -12,7 +12,7 @@ use smtp::envelope::{Body, Envelope, Notify, Recipient};
 
 use crate::content::{NAME, header, numbered, sender, tail, text};
 use crate::plan::{Kind, Pipelining, Scenario, Tls};
-use crate::script::{Progress, Script, scripts};
+use crate::script::{Progress, Script, scripts, take_reply};
 use crate::sizes::Random;
 
 /// What is timed, besides whole sessions.
@@ -348,6 +348,18 @@ fn trouble(failure: &smtp::client::Failure<'_>) -> Trouble {
     Trouble { stage: failure.stage.to_string(), code, text: failure.text.to_owned() }
 }
 
+/// What answers QUIT. A client goes whatever it hears; here it must be 221 and nothing behind it.
+fn goodbye(received: &[u8]) -> Result<(), Trouble> {
+    let wrong = |code: &str, why: &str| Err(Trouble::new(&Stage::Quit.to_string(), code, why));
+    match take_reply(received) {
+        Ok(None) => Ok(()),
+        Ok(Some((octets, 221))) if octets == received.len() => Ok(()),
+        Ok(Some((_, 221))) => wrong("protocol", "octets behind the reply that nobody asked for"),
+        Ok(Some((_, code))) => wrong(&code.to_string(), "instead of 221"),
+        Err(why) => wrong("protocol", why),
+    }
+}
+
 // -------------------------------------------------------------------------------------- both
 
 impl Dialogue {
@@ -363,6 +375,9 @@ impl Dialogue {
         match self {
             Self::Script(progress) => progress.receive(received, out, now, notes),
             Self::Client(talk) => {
+                if talk.client.stage() == Stage::Quit {
+                    goodbye(received)?;
+                }
                 let (used, next) = talk.client.receive(received, out);
                 talk.follow(next, out, random, now, notes).map(|then| (used, then))
             }

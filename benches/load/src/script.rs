@@ -224,7 +224,10 @@ impl Progress {
             used += octets;
             let micros = now.saturating_duration_since(self.since).as_micros() as u64;
             let Some(step) = script.steps.get(self.step) else {
-                // Held. What comes is the answer to a NOOP, or goodbye.
+                // Held. What comes is the answer to a NOOP, or goodbye: who says nothing is told so before it is closed.
+                if code == 421 && matches!(script.hold, Some(Some(_))) {
+                    return Ok((used, Then::Done));
+                }
                 if !(self.noop && code == 250) {
                     return Err(Trouble::new(self.stage(), &code.to_string(), ""));
                 }
@@ -253,8 +256,9 @@ impl Progress {
                 continue;
             }
             let then_tls = step.then_tls;
-            if then_tls && used < received.len() {
-                return Err(Trouble::new("STARTTLS", "protocol", "octets behind the reply"));
+            // Nothing was asked yet that it could be the answer to (RFC 3207 §4.2 for what stands before TLS).
+            if used < received.len() {
+                return Err(Trouble::new(step.stage, "protocol", "octets behind the reply that nobody asked for"));
             }
             (self.step, self.replies) = (self.step + 1, 0);
             if then_tls {
@@ -309,7 +313,7 @@ impl Progress {
 }
 
 /// Octets and code of a whole reply, of one line or of several (RFC 5321 §4.2.1).
-fn take_reply(received: &[u8]) -> Result<Option<(usize, u16)>, &'static str> {
+pub(crate) fn take_reply(received: &[u8]) -> Result<Option<(usize, u16)>, &'static str> {
     let mut from = 0;
     let mut first = None;
     while let Some(end) = memchr::memchr(b'\n', &received[from..]).map(|at| from + at) {
