@@ -14,6 +14,11 @@ const LATE_US_MIN: u64 = 1000;
 /// Share of the sessions of an open loop that must have begun.
 const BEGUN_MIN: f64 = 0.95;
 
+/// Error code of a load process that has no descriptor left.
+pub const NO_DESCRIPTOR: &str = "no descriptor";
+/// Error code of a source address that has no port left, or that is not ours.
+pub const NO_PORT: &str = "no address";
+
 /// Sentences that stand beside the result.
 pub fn of(plan: &Plan, report: &Report) -> Vec<String> {
     let client = &report.client;
@@ -46,6 +51,13 @@ pub fn of(plan: &Plan, report: &Report) -> Vec<String> {
         if plan.count.is_none() && (begun as f64) < BEGUN_MIN * wanted {
             doubts.push(format!("only {begun} sessions of {wanted:.0} were begun: the rate was not reached"));
         }
+    }
+    let has = |code: &str| report.errors.iter().any(|error| error.code == code);
+    if has(NO_DESCRIPTOR) {
+        doubts.push("a load process ran out of descriptors: use more --processes, or raise `ulimit -n`".to_owned());
+    }
+    if has(NO_PORT) {
+        doubts.push("a source address has no port left, or is none of this machine: use more --sources".to_owned());
     }
     if report.latency_us == Default::default() && plan.has_mix() {
         doubts.push("no session ended as it should: there is nothing to be measured".to_owned());

@@ -140,6 +140,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     }
 
     let left = |run: &Run<'_>| Duration::from_secs_f64(plan.time_max).saturating_sub(run.started.elapsed());
+    let time_max = || format!("after {} s (--time-max)", plan.time_max);
     let mut usage_begin = usage_idle.or(usage_before);
     if plan.has_mix() {
         run.go(Phase::WarmUp);
@@ -156,7 +157,10 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
         let bound = left(&run).min(Duration::try_from_secs_f64(enough).unwrap_or(Duration::MAX));
         let ended = run.until(bound, &mut report, is_done)?;
         if !ended && report.cut_short.is_none() {
-            report.cut_short = Some(format!("after {:.0} s (--time-max)", plan.time_max));
+            report.cut_short = Some(match left(&run).is_zero() {
+                true => time_max(),
+                false => format!("sessions had not ended {} s (--patience) after the last had begun", plan.patience),
+            });
         }
         report.seconds = run.phase_since.elapsed().as_secs_f64();
         // The last sessions ended before we were told so.
@@ -168,7 +172,11 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     } else {
         run.go(Phase::Measured);
         let hold = Duration::from_secs_f64(plan.hold);
-        run.until(hold.min(left(&run)), &mut report, |_| false)?;
+        let bound = left(&run);
+        run.until(hold.min(bound), &mut report, |_| false)?;
+        if hold > bound && report.cut_short.is_none() {
+            report.cut_short = Some(time_max());
+        }
         report.seconds = run.phase_since.elapsed().as_secs_f64();
     }
     let usage_end = options.pid.map(process::settled);

@@ -98,6 +98,11 @@ impl Transport {
         self.unsent.len() - self.sent
     }
 
+    /// Whether octets wait because they are not [allowed](Self::allow) yet.
+    pub fn is_slowed(&self) -> bool {
+        self.allowance.is_some() && self.waiting() > 0
+    }
+
     /// From now on only what is allowed is sent.
     pub fn allow(&mut self, octets: usize) {
         self.allowance = Some(octets);

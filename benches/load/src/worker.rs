@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::dialogue::{Dialogue, Spec, Trouble};
@@ -67,6 +68,10 @@ pub fn main() -> Result<(), String> {
     let mut line = String::new();
     io::stdin().read_line(&mut line).map_err(|error| format!("stdin: {error}"))?;
     let plan: Plan = serde_json::from_str(&line).map_err(|error| format!("plan: {error}"))?;
+    // The hard limit is the operator's word; the soft one is for programs that use `select`.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .map_err(|error| format!("limit of open descriptors: {error}"))?;
     Worker::new(plan)?.run()
 }
 
@@ -190,6 +195,13 @@ impl Worker {
                     }
                     Token(slot) => self.turn(slot),
                 }
+                // Turns that cost a lot (keys of SCRAM) must not make the parent think that nobody is there.
+                let now = Instant::now();
+                if now >= next_tick {
+                    next_tick = now + TICK;
+                    self.told_done = self.is_done(now);
+                    self.tell(now, self.told_done).map_err(told)?;
+                }
             }
             let now = Instant::now();
             if now >= swept + SWEEP {
@@ -198,6 +210,9 @@ impl Worker {
                 self.sweep(now, share);
             }
             let over = self.stop.is_some_and(|stop| self.active == 0 || now > stop + GRACE) || now > end;
+            if over {
+                self.leave(now);
+            }
             let done = self.is_done(now) || over;
             // The end is told at once: it is when the run is over.
             if now >= next_tick || over || (done && !self.told_done) {

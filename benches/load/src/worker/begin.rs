@@ -65,13 +65,15 @@ impl Worker {
                     Arrivals::Poisson => -(1.0 - self.random.share()).ln(),
                 };
                 self.next += Duration::from_secs_f64(distance / rate);
-                let late = now.saturating_duration_since(intended).as_micros() as u64;
-                self.interval.late.saturating_record(late.max(1));
             }
             self.begun += 1;
             let scenario = self.pick();
-            let warm_until = self.go.unwrap_or(now) + Duration::from_secs_f64(self.plan.warm_up);
-            self.open(scenario, intended, intended < warm_until);
+            let warm = intended < self.go.unwrap_or(now) + Duration::from_secs_f64(self.plan.warm_up);
+            if self.plan.rate.is_some() && !warm {
+                let late = now.saturating_duration_since(intended).as_micros() as u64;
+                self.interval.late.saturating_record(late.max(1));
+            }
+            self.open(scenario, intended, warm);
         }
     }
 

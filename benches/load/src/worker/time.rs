@@ -5,6 +5,16 @@ use std::time::{Duration, Instant};
 use super::{Alarm, PACE, Session, Worker};
 use crate::dialogue::Trouble;
 
+impl Session {
+    /// The server is not waited for any longer: how far it had come, unless an end is what was wanted.
+    fn given_up(&mut self, code: &str, why: &str) -> Option<Trouble> {
+        match self.transport.is_handshaking() {
+            true => Some(Trouble::new("TLS handshake", code, why)),
+            false => self.dialogue.lost(code, why).err(),
+        }
+    }
+}
+
 impl Worker {
     /// Alarms that are due, and NOOPs to idle sessions.
     pub(super) fn ring(&mut self, now: Instant) {
@@ -58,12 +68,21 @@ impl Worker {
             if self.slots[slot].as_deref().is_some_and(silent)
                 && let Some(mut session) = self.slots[slot].take()
             {
-                let why = format!("nothing for {} s", self.plan.patience);
-                let stage = if session.transport.is_handshaking() { Some("TLS handshake") } else { None };
-                let trouble = match stage {
-                    Some(stage) => Some(Trouble::new(stage, "silence", why)),
-                    None => session.dialogue.lost("silence", &why).err(),
-                };
+                let trouble = session.given_up("silence", &format!("nothing for {} s", self.plan.patience));
+                self.close(slot, *session, now, trouble);
+            }
+        }
+    }
+
+    /// The run is over: whom the server has left waiting until now is counted with the stage that it came to. Those
+    /// that are held want nothing, and those that we ourselves slow down had no time to ask.
+    pub(super) fn leave(&mut self, now: Instant) {
+        for slot in 0..self.slots.len() {
+            let waits = |session: &Session| !session.held && !session.transport.is_slowed();
+            if self.slots[slot].as_deref().is_some_and(waits)
+                && let Some(mut session) = self.slots[slot].take()
+            {
+                let trouble = session.given_up("unfinished", "the run was over");
                 self.close(slot, *session, now, trouble);
             }
         }

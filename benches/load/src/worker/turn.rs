@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Alarm, Session, Worker};
 use crate::dialogue::{Notes, Then, Trouble};
+use crate::doubts::{NO_DESCRIPTOR, NO_PORT};
 use crate::plan::{Kind, Tls};
 
 /// Characters of a greeting that are kept.
@@ -82,9 +83,11 @@ impl Worker {
                 && let Some((words, resumed)) = session.transport.tls_words()
             {
                 session.secured = true;
-                *self.interval.tls.entry(words).or_default() += 1;
-                self.interval.counts[usize::from(session.scenario)].resumed += u64::from(resumed);
                 let scenario = usize::from(session.scenario);
+                if !session.warm {
+                    *self.interval.tls.entry(words).or_default() += 1;
+                    self.interval.counts[scenario].resumed += u64::from(resumed);
+                }
                 if self.specs[scenario].may_bind() {
                     let wanted = self.plan.scenarios[scenario].channel_binding;
                     let failed = |error: io::Error| Trouble::new("TLS handshake", "no binding", error.to_string());
@@ -221,5 +224,11 @@ fn greeting(received: &[u8]) -> Option<String> {
 
 /// A short name of an error.
 pub(super) fn kind(error: &io::Error) -> String {
-    if error.kind() == io::ErrorKind::Other { error.to_string() } else { error.kind().to_string() }
+    let is = |errno: rustix::io::Errno| error.raw_os_error() == Some(errno.raw_os_error());
+    match error.kind() {
+        _ if is(rustix::io::Errno::MFILE) || is(rustix::io::Errno::NFILE) => NO_DESCRIPTOR.to_owned(),
+        io::ErrorKind::AddrNotAvailable => NO_PORT.to_owned(),
+        io::ErrorKind::Other => error.to_string(),
+        kind => kind.to_string(),
+    }
 }
