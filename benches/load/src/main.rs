@@ -1,6 +1,7 @@
 //! The command line of `portreeve-load`; see the [library](portreeve_load).
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -265,7 +266,7 @@ struct RunArgs {
     /// Write the result as JSON (`-`: to standard output, instead of text).
     #[arg(long, value_name = "FILE", help_heading = "Result")]
     json: Option<PathBuf>,
-    /// Write the result as a page with plots.
+    /// Write the result as a page with plots (`-`: to standard output, instead of text).
     #[arg(long, value_name = "FILE", help_heading = "Result")]
     html: Option<PathBuf>,
     /// No progress.
@@ -304,8 +305,8 @@ fn start(cli: Cli) -> Result<bool, String> {
         }
         Some(Command::Compare { a, b }) => {
             let (first, second) = (Report::read(&a)?, Report::read(&b)?);
-            print!("{}", compare::table([&a.to_string_lossy(), &b.to_string_lossy()], &first, &second));
-            Ok(true)
+            let table = compare::table([&a.to_string_lossy(), &b.to_string_lossy()], &first, &second);
+            write(Path::new("-"), &table).map(|()| true)
         }
         Some(Command::Report { json, html }) => {
             write(&html, &html::page(&Report::read(&json)?))?;
@@ -318,6 +319,17 @@ fn start(cli: Cli) -> Result<bool, String> {
 fn load(args: RunArgs) -> Result<bool, String> {
     let mut plan = plan(&args)?;
     plan.check(&Permission { remote: args.remote, file: args.permitted.clone() })?;
+    // Where the result goes is found out before it is measured, not after.
+    let standard = Path::new("-");
+    let files = [&args.json, &args.html].map(|path| path.as_deref().filter(|path| *path != standard));
+    for path in files.into_iter().flatten() {
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|error| format!("{}: {error}; the result cannot be written there", path.display()))?;
+    }
+    let to_stdout = args.json.as_deref() == Some(standard);
+    if to_stdout && args.html.as_deref() == Some(standard) {
+        return Err("--json - and --html -: only one of them can be on standard output".to_owned());
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The second one ends it at once.
@@ -327,23 +339,24 @@ fn load(args: RunArgs) -> Result<bool, String> {
     }
     let report = run(&plan, &Options { pid: args.pid, quiet: args.quiet, program: None, stop })?;
     let json = serde_json::to_string(&report).map_err(|error| error.to_string())?;
-    let to_stdout = args.json.as_deref() == Some(Path::new("-"));
+    // For people first: it is there even when a file cannot be written any more.
+    if !to_stdout && args.html.as_deref() != Some(standard) {
+        write(standard, &report.text())?;
+    }
     if let Some(path) = &args.json {
         write(path, &format!("{json}\n"))?;
     }
     if let Some(path) = &args.html {
         write(path, &html::page(&report))?;
     }
-    if !to_stdout {
-        print!("{}", report.text());
-    }
     Ok(report.is_clean())
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     if path == Path::new("-") {
-        print!("{text}");
-        return Ok(());
+        // Whoever reads it may have heard enough.
+        let told = |error: std::io::Error| format!("standard output: {error}");
+        return std::io::stdout().write_all(text.as_bytes()).map_err(told);
     }
     std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -376,9 +389,7 @@ fn plan(args: &RunArgs) -> Result<Plan, String> {
     if !args.source_address.is_empty() {
         plan.source_addresses.clone_from(&args.source_address);
     }
-    // An open loop has as many sessions at a time as come together, up to a bound.
-    let concurrency = if plan.rate.is_some() && args.plan.is_none() { 10_000 } else { plan.concurrency };
-    plan.concurrency = args.concurrency.unwrap_or(concurrency);
+    plan.concurrency = args.concurrency.or(plan.concurrency);
     for scenario in &mut plan.scenarios {
         flags(args, scenario);
     }

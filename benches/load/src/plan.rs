@@ -1,12 +1,15 @@
 //! What a run does: from flags or from a TOML file, checked, and handed to the processes that do it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use toml::Spanned;
 
+use crate::dialogue::Spec;
 use crate::sizes::Sizes;
+use crate::transport::TlsConfig;
 
 /// A run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,8 +23,8 @@ pub struct Plan {
     pub rate: Option<f64>,
     /// How they follow each other.
     pub arrivals: Arrivals,
-    /// Sessions at a time: as many as there are in a closed loop, at most in an open one.
-    pub concurrency: usize,
+    /// Sessions at a time: as many as there are in a closed loop (16), at most in an open one (10,000).
+    pub concurrency: Option<usize>,
     /// Sessions in all.
     pub count: Option<u64>,
     /// Seconds after the warm-up.
@@ -47,6 +50,43 @@ pub struct Plan {
     /// What sessions do.
     #[serde(rename = "scenario")]
     pub scenarios: Vec<Scenario>,
+    /// Where it was read.
+    #[serde(skip)]
+    pub places: Places,
+}
+
+/// Where things stand in a file: what is wrong with them is told with their line.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    file: Option<PathBuf>,
+    keys: BTreeMap<String, usize>,
+    scenarios: Vec<usize>,
+}
+
+impl Places {
+    fn of(path: &Path, text: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Tables {
+            #[serde(default)]
+            scenario: Vec<Spanned<toml::Table>>,
+        }
+        let line = |at: usize| 1 + text.bytes().take(at).filter(|octet| *octet == b'\n').count();
+        let keys: BTreeMap<Spanned<String>, toml::Value> = toml::from_str(text).unwrap_or_default();
+        let tables = toml::from_str(text).unwrap_or(Tables { scenario: Vec::new() });
+        Self {
+            file: Some(path.to_owned()),
+            keys: keys.into_keys().map(|key| (key.get_ref().clone(), line(key.span().start))).collect(),
+            scenarios: tables.scenario.iter().map(|table| line(table.span().start)).collect(),
+        }
+    }
+
+    /// `file:line: ` before what is wrong, as far as it stands in one.
+    fn before(&self, line: Option<&usize>) -> String {
+        match (&self.file, line) {
+            (Some(file), Some(line)) => format!("{}:{line}: ", file.display()),
+            _ => String::new(),
+        }
+    }
 }
 
 impl Default for Plan {
@@ -56,7 +96,7 @@ impl Default for Plan {
             processes: 1,
             rate: None,
             arrivals: Arrivals::Even,
-            concurrency: 16,
+            concurrency: None,
             count: None,
             duration: None,
             warm_up: 0.0,
@@ -69,14 +109,25 @@ impl Default for Plan {
             source_addresses: Vec::new(),
             seed: 1,
             scenarios: Vec::new(),
+            places: Places::default(),
         }
     }
 }
 
 /// Sessions of a run that is told neither a number nor a duration.
 const COUNT_DEFAULT: u64 = 10_000;
-/// Most idle sessions of one process: descriptors are usually 20,000 or fewer.
+/// Sessions at a time of a closed loop, and at most of an open one, unless told otherwise.
+const CONCURRENCY_DEFAULT: [usize; 2] = [16, 10_000];
+/// More of them would only wait for each other.
 const PROCESSES_MAX: u32 = 256;
+/// Longest time that is taken: a year.
+const SECONDS_MAX: f64 = 31_536_000.0;
+/// Rates that are taken: from one in a quarter of an hour to what no machine does.
+const RATES: [f64; 2] = [0.001, 1e9];
+/// Source addresses from 127.0.1.1 on; more have more ports than a machine has memory for.
+const SOURCES_MAX: u32 = 65_536;
+/// Users, and recipients of a message: each takes memory before the run begins.
+const MANY_MAX: u32 = 1_000_000;
 
 /// How arrivals of an open loop follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -248,13 +299,13 @@ pub struct Scenario {
     /// How messages follow each other.
     #[serde(default)]
     pub pipelining: Pipelining,
-    /// BDAT instead of DATA, where it is offered.
+    /// BDAT instead of DATA; an error where it is not offered.
     #[serde(default)]
     pub bdat: bool,
-    /// 8-bit content, BODY=8BITMIME.
+    /// 8-bit content, BODY=8BITMIME; an error where it is not offered.
     #[serde(default)]
     pub eight_bit: bool,
-    /// An address beyond ASCII, SMTPUTF8.
+    /// SMTPUTF8, with a header beyond ASCII; addresses are as they are given.
     #[serde(default)]
     pub smtputf8: bool,
     /// Octets that are sent per second at most; 0: as many as go. `slow` has 100 unless told otherwise.
@@ -334,6 +385,7 @@ impl Plan {
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let mut plan: Self = toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        plan.places = Places::of(path, &text);
         let folder = path.parent().unwrap_or(Path::new(""));
         for scenario in &mut plan.scenarios {
             let files = [&mut scenario.password_file, &mut scenario.client_cert, &mut scenario.client_key];
@@ -350,34 +402,41 @@ impl Plan {
             return Err("nothing to do: --scenario KIND, or [[scenario]] in the file".to_owned());
         }
         if self.processes == 0 || self.processes > PROCESSES_MAX {
-            return Err(format!("processes: {} is not between 1 and {PROCESSES_MAX}", self.processes));
+            return self.wrong("processes", &format!("{} is not between 1 and {PROCESSES_MAX}", self.processes));
         }
-        let positive = [("time_max", self.time_max), ("patience", self.patience), ("gather_rate", self.gather_rate)];
-        for (name, value) in positive.into_iter().chain(self.rate.map(|rate| ("rate", rate))) {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(format!("{name}: {value} is not positive"));
+        if self.sources > SOURCES_MAX {
+            return self.wrong("sources", &format!("{} is more than {SOURCES_MAX}", self.sources));
+        }
+        let [rate_min, rate_max] = RATES;
+        let numbers = [
+            ("time_max", Some(self.time_max), 0.001, SECONDS_MAX),
+            ("patience", Some(self.patience), 0.001, SECONDS_MAX),
+            ("duration", self.duration, 0.001, SECONDS_MAX),
+            ("warm_up", Some(self.warm_up), 0.0, SECONDS_MAX),
+            ("hold", Some(self.hold), 0.0, SECONDS_MAX),
+            ("rate", self.rate, rate_min, rate_max),
+            ("gather_rate", Some(self.gather_rate), rate_min, rate_max),
+            ("noop_rate", Some(self.noop_rate).filter(|rate| *rate != 0.0), rate_min, rate_max),
+        ];
+        for (name, value, low, high) in numbers {
+            if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
+                return self.wrong(name, &format!("{value} is not between {low} and {high}"));
             }
         }
-        for (name, value) in [
-            ("warm_up", self.warm_up),
-            ("hold", self.hold),
-            ("noop_rate", self.noop_rate),
-            ("duration", self.duration.unwrap_or_default()),
-        ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(format!("{name}: {value} is negative"));
-            }
+        if self.concurrency == Some(0) || self.count == Some(0) {
+            let name = if self.count == Some(0) { "count" } else { "concurrency" };
+            return self.wrong(name, "0 sessions do nothing; leave it out or say how many");
         }
-        if self.concurrency == 0 {
-            return Err("concurrency: 0 sessions at a time do nothing".to_owned());
-        }
+        let [closed, open] = CONCURRENCY_DEFAULT;
+        self.concurrency.get_or_insert(if self.rate.is_some() { open } else { closed });
         self.source_addresses
             .extend((0..self.sources).map(|n| IpAddr::from(Ipv4Addr::from_bits(0x7f00_0101_u32.wrapping_add(n)))));
         self.sources = 0;
         let mut names = BTreeSet::new();
         for index in 0..self.scenarios.len() {
             let target = self.scenarios[index].target.clone().unwrap_or_else(|| self.target.clone());
-            let address = resolve(&target, permission)?;
+            let place = self.places.before(self.places.scenarios.get(index));
+            let address = resolve(&target, permission).map_err(|error| format!("{place}{error}"))?;
             let scenario = &mut self.scenarios[index];
             scenario.target = Some(address.to_string());
             if scenario.name.is_empty() {
@@ -387,10 +446,12 @@ impl Plan {
                 scenario.name.push('\'');
             }
             let name = scenario.name.clone();
-            let wrong = |what: &str| Err(format!("scenario {name:?}: {what}"));
+            let wrong = |what: &str| Err(format!("{place}scenario {name:?}: {what}"));
             if let Some(path) = &scenario.password_file {
-                let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-                scenario.password = text.lines().next().unwrap_or_default().to_owned();
+                match std::fs::read_to_string(path) {
+                    Ok(text) => scenario.password = text.lines().next().unwrap_or_default().to_owned(),
+                    Err(error) => return wrong(&format!("password file {}: {error}", path.display())),
+                }
             }
             let needs_login = matches!(scenario.kind, Kind::Login | Kind::WrongPassword);
             let external = scenario.mechanism.as_deref().is_some_and(|name| name.eq_ignore_ascii_case("EXTERNAL"));
@@ -401,7 +462,7 @@ impl Plan {
                 return wrong("has a user and no password (--password-file)");
             }
             if !(scenario.weight.is_finite() && scenario.weight >= 0.0) {
-                return wrong("weight is negative");
+                return wrong("weight is a number of at least 0");
             }
             if scenario.mechanism.as_deref().is_some_and(|name| name.to_ascii_uppercase().ends_with("-PLUS"))
                 && scenario.tls == Tls::None
@@ -411,8 +472,18 @@ impl Plan {
             if !(0.0..=1.0).contains(&scenario.resume) {
                 return wrong("resume is a share between 0 and 1");
             }
-            if scenario.users == 0 || scenario.recipients == 0 || scenario.per_connection == 0 {
-                return wrong("users, recipients and per_connection are at least 1");
+            let few = 1..=MANY_MAX;
+            if ![scenario.users, scenario.recipients, scenario.per_connection].iter().all(|many| few.contains(many)) {
+                return wrong(&format!("users, recipients and per_connection are between 1 and {MANY_MAX}"));
+            }
+            if !(0.0..=SECONDS_MAX).contains(&scenario.hold) {
+                return wrong(&format!("hold is between 0 and {SECONDS_MAX} seconds"));
+            }
+            if let Some(source) = self.source_addresses.iter().find(|from| from.is_ipv4() != address.is_ipv4()) {
+                return wrong(&format!(
+                    "{address} cannot be reached from {source}: one is IPv4, the other IPv6; name source addresses \
+                     of the target's kind"
+                ));
             }
             if scenario.count > 0 && scenario.kind != Kind::Idle {
                 return wrong("count is for idle; the others have weights");
@@ -423,6 +494,11 @@ impl Plan {
             if scenario.pipelining == Pipelining::Stream && (scenario.bdat || scenario.lmtp || scenario.smtputf8) {
                 return wrong("pipelining = \"stream\" goes with neither bdat, lmtp nor smtputf8");
             }
+            // What a load process would make of it is made here once: what is wrong is told before anything begins.
+            let made = Spec::new(scenario).map(drop).and_then(|()| TlsConfig::new(scenario).map(drop));
+            if let Err(error) = made {
+                return wrong(&error);
+            }
         }
         if self.has_mix() && self.mix_weight() <= 0.0 {
             return Err("all scenarios have weight 0".to_owned());
@@ -431,6 +507,16 @@ impl Plan {
             self.count = Some(COUNT_DEFAULT);
         }
         Ok(())
+    }
+
+    /// What is wrong with something that is said once for all scenarios.
+    fn wrong(&self, key: &str, what: &str) -> Result<(), String> {
+        Err(format!("{}{key}: {what}", self.places.before(self.places.keys.get(key))))
+    }
+
+    /// Sessions at a time.
+    pub fn at_a_time(&self) -> usize {
+        self.concurrency.unwrap_or(CONCURRENCY_DEFAULT[0])
     }
 
     /// Whether there is more than idle sessions.
@@ -457,7 +543,7 @@ impl Plan {
         share.rate = self.rate.map(|rate| rate / of as f64);
         share.gather_rate = self.gather_rate / of as f64;
         share.noop_rate = self.noop_rate / of as f64;
-        share.concurrency = part(self.concurrency as u64).max(1) as usize;
+        share.concurrency = Some(part(self.at_a_time() as u64).max(1) as usize);
         share.seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index);
         for scenario in &mut share.scenarios {
             scenario.count = part(scenario.count);

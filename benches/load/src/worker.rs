@@ -250,7 +250,7 @@ impl Worker {
     fn due(&self) -> Option<Instant> {
         let mut due = self.alarms.peek().map(|(at, ..)| at.0);
         let mut or = |at: Instant| due = Some(due.map_or(at, |due| due.min(at)));
-        if self.may_begin(self.next) && self.plan.rate.is_some() && self.active < self.plan.concurrency {
+        if self.may_begin(self.next) && self.plan.rate.is_some() && self.active < self.plan.at_a_time() {
             or(self.next);
         }
         if self.go.is_some() && self.plan.noop_rate > 0.0 && !self.held.is_empty() {

@@ -56,7 +56,7 @@ impl Worker {
     pub(super) fn begin(&mut self, now: Instant) {
         for _ in 0..OPEN_MAX {
             let intended = if self.plan.rate.is_some() { self.next } else { now };
-            if !self.may_begin(intended) || self.active >= self.plan.concurrency || intended > now {
+            if !self.may_begin(intended) || self.active >= self.plan.at_a_time() || intended > now {
                 return;
             }
             if let Some(rate) = self.plan.rate {
