@@ -40,7 +40,7 @@ pub fn page(report: &Report) -> String {
     to.push_str("</div>\n<h2>Errors</h2>\n");
     errors(report, &mut to);
     to.push_str("<h2>How it was measured</h2>\n");
-    let _ = writeln!(to, "<pre>{}</pre>", escape(&report.command.join(" ")));
+    let _ = writeln!(to, "<pre>{}</pre>", escape(&crate::machine::typed(&report.command)));
     if let Ok(plan) = serde_json::to_string_pretty(&report.plan) {
         let _ = writeln!(to, "<details><summary>The whole plan</summary><pre>{}</pre></details>", escape(&plan));
     }

@@ -84,9 +84,25 @@ pub fn command() -> Vec<String> {
     words
 }
 
+/// Words as a shell takes them again.
+pub fn typed(words: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    let typed = |word: &String| match !word.is_empty() && word.chars().all(plain) {
+        true => word.clone(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    };
+    words.iter().map(typed).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_can_be_typed_again() {
+        let words = ["a", "--to", "it's {n}@x", "", "k=v:1,2"].map(str::to_owned);
+        assert_eq!(typed(&words), r"a --to 'it'\''s {n}@x' '' k=v:1,2");
+    }
 
     #[test]
     fn dates() {

@@ -425,6 +425,12 @@ impl Report {
         if let Some(why) = &self.cut_short {
             line("cut short", why.clone());
         }
+        let machine = &self.machine;
+        line(
+            "measured",
+            format!("{}, {} on {} × {}, kernel {}", self.time, self.tool, machine.cores, machine.cpu, machine.kernel),
+        );
+        line("command", crate::machine::typed(&self.command));
         to
     }
 }
