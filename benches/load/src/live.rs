@@ -83,6 +83,12 @@ impl Live {
             let mib = memory as f64 / f64::from(1 << 20);
             lines.push(format!("server     {:>8.0} % CPU   {mib:>9.1} MiB private", cpu * 100.0));
         }
+        // A line that is wrapped would be two when it is drawn anew.
+        let width = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col));
+        let width = if width == 0 { 80 } else { width };
+        for line in &mut lines {
+            *line = line.chars().take(width).collect();
+        }
         self.wipe();
         self.drawn = lines.len();
         let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
