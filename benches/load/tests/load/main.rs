@@ -3,6 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use portreeve_load::result::Report;
 
+mod hostile;
+mod mistakes;
 mod wire;
 
 /// Longest that a run of a test may take, far above its bound.
@@ -138,6 +141,10 @@ fn load(target: SocketAddr, with: &[&str]) -> Command {
 }
 
 fn output(mut command: Command) -> Output {
+    output_of(&mut command)
+}
+
+fn output_of(command: &mut Command) -> Output {
     let began = Instant::now();
     let output = command.output().unwrap();
     assert!(began.elapsed() < PATIENCE, "a run that does not end");
@@ -207,10 +214,12 @@ fn every_kind_of_session_in_several_processes_and_tls() {
         let idle = &report.scenarios[3];
         assert_eq!(idle.name, "idle");
         let server = report.server.unwrap();
-        assert!(server.cpu_us_each > 0.0 && server.processes == 1 && server.memory_octets_each.is_some());
+        assert!(server.cpu_us_each > 0.0 && server.processes == 1 && server.context_switches > 0);
+        assert!(server.memory_octets_each.is_some() && server.kernel_octets_each.is_some());
         assert_eq!(report.client.processes, 3);
+        // A share of 390 handshakes; the first of each process cannot be resumed.
         let resumed: u64 = report.scenarios.iter().map(|scenario| scenario.resumed).sum();
-        assert_eq!(resumed > 0, tls);
+        assert!(if tls { (100..290).contains(&resumed) } else { resumed == 0 }, "{resumed}");
         assert_eq!(report.tls.is_some_and(|words| words.starts_with("TLSv1_3")), tls);
         // The password is not in what is kept.
         assert!(!String::from_utf8_lossy(&output.stdout).contains("secret"));
@@ -331,13 +340,24 @@ fn the_warm_up_is_counted_apart() {
     let report = report(server.1, &with);
     assert!((80..=101).contains(&report.connections), "{}", report.connections);
     assert!(report.warm_up_seconds >= 1.0 && (0.8..2.0).contains(&report.seconds), "{report:?}");
+    // What goes wrong meanwhile is the warm-up's, too: the first 20 of some 100.
+    let warming = Fake::new(|mut stream, number| {
+        let _ = stream.write_all(if number < 20 { b"554 not yet\r\n" } else { b"220 fake\r\n" });
+        let _ = stream.read(&mut [0; 16]);
+    });
+    let report = self::report(warming.address, &with);
+    assert!(report.failed == 0 && report.client.late_us.count == report.connections, "{report:?}");
+    assert_eq!(errors(&report), Vec::<String>::new());
+    let cold = self::report(warming.address, &with[..with.len() - 2]);
+    assert_eq!(cold.failed, 0, "the server is warm by now");
 }
 
 #[test]
 fn a_signal_ends_it_with_what_there_is() {
     let server = Canned::new(false);
     let mut command = load(server.1, &["--scenario", "connect", "--duration", "25", "--crowd", "50", "--rate", "200"]);
-    command.args(["--processes", "2"]);
+    // As a terminal does it: all processes of the group hear the signal.
+    command.args(["--processes", "2"]).process_group(0);
     let began = Instant::now();
     let mut child = command.spawn().unwrap();
     // Said when the idle sessions are there; then it goes on.
@@ -348,7 +368,7 @@ fn a_signal_ends_it_with_what_there_is() {
         assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended by itself");
     }
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process_group(pid, rustix::process::Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(began.elapsed() < Duration::from_secs(15));
     let report = report_of(&output);
@@ -377,7 +397,18 @@ fn a_run_ends_at_its_bound() {
     let began = Instant::now();
     let report = report(server.address, &["--scenario", "connect", "--count", "20", "--time-max", "2"]);
     assert!(began.elapsed() < Duration::from_secs(12));
-    assert!(report.cut_short.is_some_and(|why| why.contains("--time-max")));
+    // Who was never served is counted where it waited.
+    assert_eq!(errors(&report), ["greeting: unfinished × 16"]);
+    assert_eq!((report.connections, report.failed), (0, 16));
+    assert!(report.cut_short.is_some_and(|why| why.contains("after 2 s (--time-max)")));
+    let with = ["--scenario", "connect", "--duration", "0.5", "--patience", "1", "--concurrency", "2"];
+    let report = self::report(server.address, &with);
+    assert_eq!(errors(&report), ["greeting: unfinished × 2"]);
+    assert!(report.cut_short.is_some_and(|why| why.contains("--patience")));
+    // A crowd that never gets there is no crowd.
+    let report = self::report(server.address, &["--scenario", "idle", "--count", "5", "--time-max", "1"]);
+    assert_eq!((report.held, report.crowd_lost), (0, 5));
+    assert_eq!(errors(&report), ["greeting: unfinished × 5"]);
 }
 
 #[test]
@@ -422,11 +453,18 @@ fn files_reports_and_comparisons() {
     assert!(output.status.success() && text.contains("churn session"), "{text}");
     let report = Report::read(&json).unwrap();
     assert!((350..=401).contains(&report.connections), "{}", report.connections);
+    // An open loop is not held up by the bound of a closed one.
+    assert_eq!(report.plan.as_ref().and_then(|plan| plan.concurrency), Some(10_000));
+    for words in [&report.tool, &report.machine.kernel, &report.time, "command      portreeve-load --plan "] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
     assert!(report.plan.is_some() && report.machine.cores > 0 && report.command.len() > 2 && !report.time.is_empty());
     let table =
         Command::new(env!("CARGO_BIN_EXE_portreeve-load")).arg("compare").arg(&json).arg(&json).output().unwrap();
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.contains("churn session p99") && table.contains("1.00×") && !table.contains("differs"), "{table}");
+    let page = Command::new(env!("CARGO_BIN_EXE_portreeve-load")).arg("report").arg(&json).arg("-").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&page.stdout), std::fs::read_to_string(&html).unwrap());
     in_a_browser(&html, &folder.0);
 }
 

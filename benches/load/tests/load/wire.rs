@@ -396,6 +396,38 @@ fn the_live_view_on_a_terminal() {
     assert!(said.contains("\x1b[5A\x1b[J"), "{said}");
     let last = said.rsplit("\x1b[J").next().unwrap();
     assert!(last.contains("150 in") && !last.contains('█'), "{last}");
+    // On a narrow one no line is wrapped, or going up would not reach the first.
+    let command = command.replace("--duration 3", "--duration 2");
+    let output = on_terminal(&format!("stty cols 37 rows 20; {command}")).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let (drawn, _) = said.rsplit_once("\x1b[J").unwrap();
+    let long = drawn.split(['\n', '\r']).filter(|line| !line.contains('\x1b')).find(|line| line.chars().count() > 37);
+    assert!(drawn.contains("\x1b[5A\x1b[J") && drawn.contains("sessions"), "{said}");
+    assert_eq!(long, None, "{said}");
+}
+
+/// The same seed gives the same load, and `--users` gives each session a name of its own.
+#[test]
+fn seeds_and_users() {
+    let folder = Folder::new("seeds");
+    let password = password(&folder);
+    let octets = |seed: &str| {
+        let (server, heard) = listening(USUAL);
+        let mut with = vec!["--scenario", "submit", "--count", "12", "--size", "1k-64k", "--seed", seed];
+        with.extend(["--user", "u{n}@x.example", "--users", "3", "--password-file", &password]);
+        with.extend(["--concurrency", "1", "--rate", "500", "--arrivals", "poisson"]);
+        let report = report(server.address, &with);
+        assert_eq!((report.messages, errors(&report).len()), (12, 0));
+        let said = heard.text();
+        for n in 0..3 {
+            assert_eq!(said.matches(&format!("MAIL FROM:<u{n}@x.example>")).count(), 4, "{said}");
+        }
+        assert!(!said.contains("u3@"));
+        report.message_octets
+    };
+    let first = octets("7");
+    assert_eq!(octets("7"), first);
+    assert_ne!(octets("8"), first);
 }
 
 /// Without a word about how much, a run is bounded; and `--help` has all that the manual promises.

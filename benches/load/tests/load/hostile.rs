@@ -1,0 +1,210 @@
+//! Servers that answer what nobody asked, half of it, far too much of it or nothing: counted by stage, and the run ends.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::*;
+
+/// A server that says `octets` as soon as somebody comes, hears until the end, and has nothing else to say.
+fn saying(octets: Vec<u8>) -> Fake {
+    Fake::new(move |mut stream, _| {
+        let _ = stream.write_all(&octets);
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    })
+}
+
+#[test]
+fn replies_that_nobody_asked_for() {
+    let folder = Folder::new("unasked");
+    let password = folder.file("password", "secret\n");
+    type Reply = fn(&str) -> String;
+    let twice: Reply = |word| if word.is_empty() { honest(word).repeat(2) } else { honest(word) };
+    let early: Reply = |word| if word.is_empty() { "220 fake\r\n250 fake\r\n".into() } else { honest(word) };
+    let rude_end: Reply = |word| if word == "QUIT" { "500 what?\r\n".into() } else { honest(word) };
+    let long_end: Reply = |word| if word == "QUIT" { "221 bye\r\n250 ok\r\n".into() } else { honest(word) };
+    let no_go: Reply = |word| if word == "DATA" { "250 ok\r\n".into() } else { honest(word) };
+    let cases: [(Reply, &[&str], &str); 9] = [
+        (twice, &["connect"], "greeting: protocol × 4"),
+        (early, &["idle", "--hold", "0.1"], "greeting: protocol × 4"),
+        (early, &["submit", "--pipelining", "stream"], "greeting: protocol × 4"),
+        (rude_end, &["churn"], "QUIT: 500 × 4"),
+        (rude_end, &["login", "--user", "a", "--password-file", &password], "QUIT: 500 × 4"),
+        (long_end, &["churn"], "QUIT: protocol × 4"),
+        (long_end, &["login", "--user", "a", "--password-file", &password], "QUIT: protocol × 4"),
+        // RFC 5321 §4.3.2: 354, or the message must not be sent.
+        (no_go, &["submit", "--pipelining", "never"], "DATA: protocol × 4"),
+        (no_go, &["submit", "--pipelining", "stream"], "MAIL: 250 × 4"),
+    ];
+    for (reply, scenario, expect) in cases {
+        let server = Fake::answering(reply);
+        let report = report(server.address, &[&["--count", "4", "--scenario"], scenario].concat());
+        assert_eq!(errors(&report), [expect], "{scenario:?}");
+    }
+}
+
+#[test]
+fn halves_floods_and_resets() {
+    let folder = Folder::new("floods");
+    let password = folder.file("password", "secret\n");
+    let reset = |after: &'static str| {
+        Fake::new(move |mut stream, _| {
+            let _ = stream.write_all(after.as_bytes());
+            if !after.is_empty() {
+                let _ = stream.read(&mut [0; 512]);
+            }
+            let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        })
+    };
+    let half_then_gone = Fake::new(|mut stream, _| drop(stream.write_all(b"220 fak")));
+    let cases = [
+        ("half a line, gone", half_then_gone, "greeting: lost × 3"),
+        ("half a line, alive", saying(b"220 fak".to_vec()), "greeting: silence × 3"),
+        ("a line of 10 MB", saying([b"220 ".to_vec(), vec![b'a'; 10_000_000]].concat()), "greeting: protocol × 3"),
+        ("a reply of 10 MB", saying(b"220-a\r\n".repeat(1_400_000)), "greeting: protocol × 3"),
+        ("zeros", saying(vec![0; 10_000_000]), "greeting: protocol × 3"),
+        ("reset at once", reset(""), "greeting: lost × 3"),
+        ("reset later", reset("220 fake\r\n"), "EHLO: lost × 3"),
+    ];
+    for (name, server, expect) in cases {
+        for scenario in ["login", "idle"] {
+            let mut with = vec!["--scenario", scenario, "--count", "3", "--patience", "0.5", "--hold", "0.1"];
+            with.extend(["--user", "a", "--password-file", &password]);
+            let output = output(load(server.address, &with));
+            assert_eq!(errors(&report_of(&output)), [expect], "{name}, {scenario}");
+            assert_eq!(output.status.code(), Some(1), "{name}, {scenario}");
+        }
+    }
+    // A server that wants the message and then does not take it.
+    let deaf = Fake::new(|mut stream, _| {
+        let mut lines = BufReader::with_capacity(64, stream.try_clone().unwrap());
+        let mut line = String::new();
+        let _ = stream.write_all(b"220 fake\r\n");
+        while lines.read_line(&mut line).is_ok_and(|octets| octets > 0) {
+            if line.starts_with("DATA") {
+                let _ = stream.write_all(b"354 go\r\n");
+                std::thread::park_timeout(PATIENCE);
+                return;
+            }
+            let _ = stream.write_all(b"250 ok\r\n");
+            line.clear();
+        }
+    });
+    let with = ["--scenario", "submit", "--size", "64m", "--count", "2", "--patience", "1", "--pipelining", "never"];
+    let report = report(deaf.address, &with);
+    assert!(report.failed == 2 && report.errors[0].code == "silence", "{:?}", report.errors);
+}
+
+/// TLS that breaks off in the middle: the server has agreed, and answers the ClientHello with something else.
+#[test]
+fn tls_that_turns_to_garbage() {
+    let server = |garbage: &'static [u8]| {
+        Fake::new(move |mut stream, _| {
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            let _ = stream.write_all(b"220 fake\r\n");
+            while lines.read_line(&mut line).is_ok_and(|octets| octets > 0) {
+                if line.starts_with("STARTTLS") {
+                    let _ = stream.write_all(b"220 go\r\n");
+                    // The ClientHello has come.
+                    let _ = lines.fill_buf();
+                    let _ = stream.write_all(garbage);
+                    return;
+                }
+                let _ = stream.write_all(b"250-fake\r\n250 STARTTLS\r\n");
+                line.clear();
+            }
+        })
+    };
+    for garbage in [&b"HTTP/1.1 400 what\r\n\r\n"[..], b"\x16\x03\x03\xff\xff", b"\x16\x03\x03\x00\x02\x02\x00", b""] {
+        let server = server(garbage);
+        for scenario in ["submit", "idle", "rude:1,submit"] {
+            let with = ["--scenario", scenario, "--count", "4", "--starttls", "--patience", "1", "--hold", "0.1"];
+            let report = report(server.address, &with);
+            let handshakes = report.errors.iter().filter(|error| error.stage == "TLS handshake");
+            assert!(handshakes.map(|error| error.count).sum::<u64>() > 0, "{garbage:?}: {:?}", report.errors);
+            assert_eq!(report.messages, 0);
+        }
+    }
+}
+
+/// Whoever says nothing is told so and closed: that is how a half-open client should end.
+#[test]
+fn a_goodbye_to_the_half_open_is_no_error() {
+    let server = saying(b"220 fake\r\n".to_vec());
+    let with = ["--scenario", "half-open", "--count", "3", "--hold", "0.2"];
+    assert_eq!(report(server.address, &with).connections, 3);
+    let server = Fake::new(|mut stream, _| {
+        let _ = stream.write_all(b"220 fake\r\n");
+        // Between the two it is held.
+        std::thread::park_timeout(Duration::from_millis(100));
+        let _ = stream.write_all(b"421 4.4.2 too slow\r\n");
+    });
+    let with = ["--scenario", "half-open", "--count", "3", "--hold", "20"];
+    let report = report(server.address, &with);
+    assert_eq!((report.connections, errors(&report)), (3, vec![]));
+}
+
+/// Keys that cost much are computed by the load program: it says that it was the limit. Where others have its processor,
+/// it says that instead.
+#[test]
+fn its_own_saturation_is_said_beside_the_result() {
+    let folder = Folder::new("saturated");
+    let password = folder.file("password", "secret\n");
+    let server = Fake::new(|mut stream, number| {
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        let _ = stream.write_all(b"220 fake\r\n");
+        while lines.read_line(&mut line).is_ok_and(|octets| octets > 0) {
+            let mut words = line.split_whitespace();
+            let reply = match (words.next(), words.next(), words.next()) {
+                (Some("EHLO"), ..) => "250-fake\r\n250 AUTH SCRAM-SHA-256\r\n".to_owned(),
+                (Some("AUTH"), _, Some(first)) => {
+                    let first = String::from_utf8(STANDARD.decode(first).unwrap()).unwrap();
+                    let (_, nonce) = first.split_once("r=").unwrap();
+                    // Another salt each time, so that no key can be kept (RFC 5802 §3).
+                    let salt = STANDARD.encode(format!("salt {number}"));
+                    let challenge = format!("r={nonce}server,s={salt},i=100000");
+                    format!("334 {}\r\n", STANDARD.encode(challenge))
+                }
+                _ => "535 5.7.8 no\r\n".to_owned(),
+            };
+            let _ = stream.write_all(reply.as_bytes());
+            line.clear();
+        }
+    });
+    let mut with = vec!["--scenario", "wrong-password", "--duration", "1.5", "--concurrency", "4"];
+    with.extend(["--user", "a", "--password-file", &password, "--mechanism", "SCRAM-SHA-256"]);
+    let output = output(load(server.address, &with));
+    let report = report_of(&output);
+    assert!(report.connections > 0, "{:?}", report.errors);
+    let said = |words: &str| report.warnings.iter().any(|warning| warning.contains(words));
+    assert!(said("of its processor") || said("waited for a processor"), "{:?}", report.client);
+}
+
+/// A limit of descriptors is said with its remedy, and several processes have several times as many.
+#[test]
+fn descriptors_of_several_processes() {
+    let server = Canned::new(false);
+    let limited = |limit: &str, processes: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_portreeve-load")]);
+        command.args(["--target", &server.1.to_string(), "--json", "-", "--scenario", "idle", "--count", "120"]);
+        report_of(&output_of(command.args(["--hold", "0.1", "--processes", processes])))
+    };
+    let one = limited("-n 64", "1");
+    assert!(one.held < 64 && one.errors.iter().all(|error| error.code == "no descriptor"), "{:?}", one.errors);
+    assert!(one.warnings.iter().any(|warning| warning.contains("--processes")), "{:?}", one.warnings);
+    let four = limited("-n 64", "4");
+    assert_eq!((four.held, errors(&four)), (120, vec![]));
+    // A soft limit is no limit.
+    assert_eq!(limited("-Sn 64", "1").held, 120);
+}
+
+/// Ports are a limit, too, and so is whose address it is.
+#[test]
+fn an_address_that_is_not_ours() {
+    let server = Canned::new(false);
+    let report = report(server.1, &["--scenario", "connect", "--count", "2", "--source-address", "192.0.2.1"]);
+    assert_eq!(errors(&report), ["connect: no address × 2"]);
+    assert!(report.warnings.iter().any(|warning| warning.contains("--sources")), "{:?}", report.warnings);
+}
