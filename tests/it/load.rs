@@ -221,6 +221,27 @@ fn a_mix_with_a_crowd_and_what_it_cost() {
     assert!(result["server_greeting"].as_str().is_some_and(|words| words.contains("ESMTP")), "{result:#}");
 }
 
+/// What follows a script takes the step to TLS as well: an idle crowd that has logged in, streams, and rude clients.
+#[test]
+fn scripts_begin_tls() {
+    let server = server("");
+    let login = login(&server);
+    let to = format!("bob@{DOMAIN}");
+    for (scenario, version) in [("idle", "1.3"), ("idle", "1.2"), ("submit", "1.3"), ("rude", "1.3")] {
+        let mut with = vec!["--scenario", scenario, "--count", "16", "--starttls", "--tls-version", version];
+        with.extend(["--hold", "0.3", "--noop-rate", "100", "--to", &to]);
+        if scenario != "rude" {
+            with.extend(["--pipelining", "stream", "--mechanism", "PLAIN"]);
+            with.extend(login.iter().map(String::as_str));
+        }
+        let result = load(&server, server.submission(), &with);
+        let (of, count) = if scenario == "idle" { ("held", 16) } else { ("connections", 16) };
+        assert_eq!(result[of], count, "{scenario}: {result:#}");
+        assert!(result["tls"].as_str().is_some_and(|words| words.starts_with("TLSv1_")), "{scenario}: {result:#}");
+    }
+    assert_eq!(server.mail("bob", 16).len(), 16);
+}
+
 /// Clients that are slow, rude or silent, at the MX: the server ends them or answers, and none of them is an error.
 #[test]
 fn clients_that_no_server_wants() {
