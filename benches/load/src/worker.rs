@@ -256,6 +256,13 @@ impl Worker {
         if self.go.is_some() && self.plan.noop_rate > 0.0 && !self.held.is_empty() {
             or(self.next_noop);
         }
+        // The end of a duration is told when it is there: a quarter of a second later, rates would be too small.
+        if let (Some(go), Some(duration)) = (self.go, self.plan.duration) {
+            let end = go + Duration::from_secs_f64(self.plan.warm_up + duration);
+            if end > Instant::now() {
+                or(end);
+            }
+        }
         if self.to_gather.iter().any(|&left| left > 0) && self.stop.is_none() {
             or(Instant::now() + Duration::from_millis(2));
         }
