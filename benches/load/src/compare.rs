@@ -66,6 +66,7 @@ fn rows(report: &Report) -> Vec<(String, f64)> {
         rows.push(("server processor time each, µs".to_owned(), server.cpu_us_each));
         rows.push(("server context switches".to_owned(), server.context_switches as f64));
         rows.extend(server.memory_octets_each.map(|each| ("server memory per idle session, octets".to_owned(), each)));
+        rows.extend(server.kernel_octets_each.map(|each| ("kernel memory per idle session, octets".to_owned(), each)));
     }
     for scenario in &report.scenarios {
         for (measure, latency) in &scenario.latency_us {

@@ -87,6 +87,10 @@ fn tiles(report: &Report, to: &mut String) {
         if let Some(each) = server.memory_octets_each {
             tiles.push((format!("{each:.0} B"), "server memory per idle session".to_owned()));
         }
+        if let Some(each) = server.kernel_octets_each {
+            tiles.push((format!("{each:.0} B"), "of the kernel's, both ends".to_owned()));
+        }
+        tiles.push((server.context_switches.to_string(), "context switches of the server".to_owned()));
     }
     to.push_str("<div class=\"tiles\">");
     for (value, name) in tiles {

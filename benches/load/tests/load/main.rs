@@ -340,6 +340,8 @@ fn the_warm_up_is_counted_apart() {
     let report = report(server.1, &with);
     assert!((80..=101).contains(&report.connections), "{}", report.connections);
     assert!(report.warm_up_seconds >= 1.0 && (0.8..2.0).contains(&report.seconds), "{report:?}");
+    // Those that began before the duration was over are all that should have.
+    assert!(!report.warnings.iter().any(|warning| warning.contains("rate was not reached")), "{:?}", report.warnings);
     // What goes wrong meanwhile is the warm-up's, too: the first 20 of some 100.
     let warming = Fake::new(|mut stream, number| {
         let _ = stream.write_all(if number < 20 { b"554 not yet\r\n" } else { b"220 fake\r\n" });
@@ -443,7 +445,7 @@ fn files_reports_and_comparisons() {
     );
     let (json, html) = (folder.0.join("a.json"), folder.0.join("a.html"));
     let output = Command::new(env!("CARGO_BIN_EXE_portreeve-load"))
-        .args(["--plan", &plan, "--json"])
+        .args(["--plan", &plan, "--pid", &server.0.id().to_string(), "--json"])
         .arg(&json)
         .arg("--html")
         .arg(&html)
@@ -486,6 +488,9 @@ fn in_a_browser(html: &Path, folder: &Path) {
     };
     let dom = String::from_utf8_lossy(&run(&["--dump-dom"]).stdout).into_owned();
     assert!(dom.contains("Latency by percentile") && dom.matches("<svg").count() >= 5, "{dom}");
+    for words in ["server processor time per message", "of the kernel's", "context switches of the server"] {
+        assert!(dom.contains(words), "{words}: {dom}");
+    }
     assert!(dom.contains("churn session") && dom.matches("<polyline").count() >= 6);
     let picture = folder.join("page.png");
     run(&[&format!("--screenshot={}", picture.display())]);

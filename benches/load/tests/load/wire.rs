@@ -445,6 +445,7 @@ fn bounds_and_help() {
         "LOGINS",
         "WHAT IS CHECKED",
         "RESULT",
+        "MANY SESSIONS",
         "FILE",
         "SAFETY",
         "EXAMPLES",
