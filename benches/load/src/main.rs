@@ -23,17 +23,19 @@ SCENARIOS
   wrong-password  a login that must be refused with 535
   submit          messages: --size, --recipients, --per-connection, --pipelining, --bdat, --eight-bit, --smtputf8
   slow            messages at --octets-per-second (100)
-  half-open       connect and say nothing, for --hold seconds or until the server closes
+  half-open       connect and say nothing, for --hold seconds or until the server closes, with 421 or without
   rude            garbage, endless lines, HTTP, DATA without recipients, resets in the middle
   idle            EHLO (AUTH with --user), then nothing; --count of them, held for --hold seconds
 
   Several with weights are mixed: --scenario login:3 --scenario submit:1. --crowd N holds idle sessions beside
-  them: they gather first, and what is measured is measured beside all of them.
+  them, without a login: they gather first, and what is measured is measured beside all of them. --starttls is for
+  those who say EHLO: connect, churn and half-open stay in clear.
 
 CLOSED AND OPEN LOOP
   Without --rate, --concurrency sessions go on at a time: how much can it do? With --rate, sessions begin at that
   rate whatever the server does, and latency counts from the intended start: how long do clients wait when so many
-  come? Only an open loop shows what a stall does to those who would have come meanwhile.
+  come? Only an open loop shows what a stall does to those who would have come meanwhile. Sessions in progress are
+  bounded by --concurrency there, too (10,000): who waits for a place waits from the intended start on.
 
 LOGINS
   --mechanism names one; it must be offered, or the login fails. Without it the strongest that takes a password is
@@ -43,20 +45,29 @@ LOGINS
   --client-cert; --user is then whom to act as, and may be missing.
 
 WHAT IS CHECKED
-  Every reply: its form, its code, its number, and that nobody asked for no other. SCRAM's server must prove that
+  Every reply: its form, its code, its number, and that nobody asked for no other. A server that leaves a session
+  without octets for --patience seconds is given up (`silence`); who was still not served when the run was over is
+  `unfinished`, with the stage that was waited for. SCRAM's server must prove that
   it knows the password. Certificates are not checked: servers are measured here, not trusted. What is asked for
   and not offered (BDAT, SMTPUTF8, 8BITMIME, a mechanism) is an error and never silently something else; only
   PIPELINING is used where it is there, as ordinary clients do.
 
 RESULT
   Sessions and messages per second, percentiles of whole sessions, greetings (connect, TLS, 220), logins (AUTH to
-  235), messages (end of data to 250) and NOOPs; errors by stage and code. With --pid, what the server cost: all
-  processes below that one together, and those of them that have ended. Warnings say when this program, and not
-  the server, may be what was measured. --json keeps all of it with command, plan, machine and histograms; --html
-  makes a page with plots. On a terminal a few lines show how it goes on; elsewhere a line every five seconds.
+  235), messages (end of data to 250) and NOOPs; errors by stage and code. With --pid, what the server cost: that
+  process and all below it together; processor time also of those that have ended, memory and context switches of
+  those that are there. Memory is the private one, per idle session, and the kernel's, where both ends of each
+  connection are counted when both are here. Warnings say when this program, and not the server, may be what was
+  measured. --json keeps all of it with command, plan, machine and histograms; --html makes a page with plots. On a
+  terminal a few lines show how it goes on; elsewhere a line every five seconds.
+
+MANY SESSIONS
+  Each of --processes has its own limit of descriptors (`ulimit -Hn`; the soft limit is raised to it). Each source
+  address has some 28,000 ports: --sources N connects from N addresses of 127.0.0.0/8 in turn.
 
 FILE
-  --plan FILE.toml says all of it; flags beside it win.
+  --plan FILE.toml says all of it, in the words of the flags with _ for -; flags beside it win, but --target is for
+  scenarios without a target of their own. `tls` is starttls or implicit; files are looked for beside the plan.
 
     target = \"127.0.0.1:2587\"
     rate = 500.0
@@ -86,11 +97,13 @@ EXAMPLES
   portreeve-load --target 127.0.0.1:2525 --scenario submit --per-connection 10 --size 1k-64k --pid 4711 \\
       --json out.json
   portreeve-load --target 127.0.0.1:2525 --scenario idle --count 40000 --processes 3 --sources 16 --hold 30
+  portreeve-load --target 127.0.0.1:2424 --lmtp --scenario submit --recipients 3 --to 'u{n}@demo.test'
   portreeve-load compare before.json after.json
   portreeve-load report out.json report.html
 
 EXIT CODES
-  0 everything went as expected, 1 something did not (it is in the result), 2 it could not be run";
+  0 everything went as expected, 1 something did not (it is in the result), 2 it could not be run, 130 ended at once
+  by a second Ctrl-C";
 
 /// Loads an SMTP or LMTP server and says what it can take.
 #[derive(Parser)]
@@ -138,16 +151,16 @@ struct RunArgs {
     #[arg(long, value_name = "N")]
     crowd: Option<u64>,
 
-    /// Sessions in all.
+    /// Sessions in all (10,000 without --duration; idle: 1,000).
     #[arg(long, help_heading = "How much")]
     count: Option<u64>,
     /// Seconds, instead of a number of sessions.
     #[arg(long, value_name = "SECONDS", help_heading = "How much")]
     duration: Option<f64>,
-    /// Seconds before anything is counted.
+    /// Seconds before anything is counted (0).
     #[arg(long, value_name = "SECONDS", help_heading = "How much")]
     warm_up: Option<f64>,
-    /// Sessions at a time; in an open loop at most.
+    /// Sessions at a time (16); with --rate at most (10,000).
     #[arg(long, value_name = "N", help_heading = "How much")]
     concurrency: Option<usize>,
     /// Sessions that begin per second, whatever the server does (open loop).
@@ -156,22 +169,22 @@ struct RunArgs {
     /// How they follow each other.
     #[arg(long, value_enum, help_heading = "How much")]
     arrivals: Option<Arrivals>,
-    /// Load processes; each has its own descriptors and its own event loop.
+    /// Load processes (1); each has its own descriptors and its own event loop.
     #[arg(long, value_name = "N", help_heading = "How much")]
     processes: Option<u32>,
-    /// Seconds that `idle` alone and `half-open` hold a session.
+    /// Seconds that `idle` alone and `half-open` hold a session (5).
     #[arg(long, value_name = "SECONDS", help_heading = "How much")]
     hold: Option<f64>,
-    /// Idle sessions that are begun per second at most.
+    /// Idle sessions that are begun per second at most (20,000).
     #[arg(long, value_name = "PER_SECOND", help_heading = "How much")]
     gather_rate: Option<f64>,
-    /// NOOPs per second to idle sessions picked at random.
+    /// NOOPs per second to idle sessions picked at random (0).
     #[arg(long, value_name = "PER_SECOND", help_heading = "How much")]
     noop_rate: Option<f64>,
-    /// The run ends after so many seconds at the latest.
+    /// The run ends after so many seconds at the latest (300).
     #[arg(long, value_name = "SECONDS", help_heading = "How much")]
     time_max: Option<f64>,
-    /// Seconds that the server may leave a session without octets.
+    /// Seconds that the server may leave a session without octets (30).
     #[arg(long, value_name = "SECONDS", help_heading = "How much")]
     patience: Option<f64>,
     /// The same seed gives the same sequence.
@@ -195,10 +208,10 @@ struct RunArgs {
     /// Only this TLS version.
     #[arg(long, value_name = "1.2|1.3", help_heading = "Connection")]
     tls_version: Option<String>,
-    /// Share of handshakes that may resume an earlier one.
+    /// Share of handshakes that may resume an earlier one, from 0 to 1 (0).
     #[arg(long, value_name = "SHARE", help_heading = "Connection")]
     resume: Option<f64>,
-    /// Name that TLS asks for.
+    /// Name that TLS asks for (localhost).
     #[arg(long, value_name = "NAME", help_heading = "Connection")]
     sni: Option<String>,
     /// Client certificate, PEM.
@@ -214,7 +227,7 @@ struct RunArgs {
     /// User to log in as; an n in braces becomes a number below --users.
     #[arg(long, value_name = "NAME", help_heading = "Login")]
     user: Option<String>,
-    /// How many users there are.
+    /// How many users there are (1).
     #[arg(long, value_name = "N", help_heading = "Login")]
     users: Option<u32>,
     /// File whose first line is the password, or the token.
@@ -232,16 +245,16 @@ struct RunArgs {
     /// Envelope sender; the user otherwise.
     #[arg(long, value_name = "ADDRESS", help_heading = "Messages")]
     from: Option<String>,
-    /// Envelope recipient; an n in braces becomes the number of the recipient.
+    /// Envelope recipient (bob@demo.test); an n in braces becomes the number of the recipient.
     #[arg(long, value_name = "ADDRESS", help_heading = "Messages")]
     to: Option<String>,
-    /// Recipients of each message.
+    /// Recipients of each message (1).
     #[arg(long, value_name = "N", help_heading = "Messages")]
     recipients: Option<u32>,
-    /// Octets of a message: `4096`, `1k-64k`, `2k:70,20k:25,1m-2m:5`.
+    /// Octets of a message (4096): `4096`, `1k-64k`, `2k:70,20k:25,1m-2m:5`.
     #[arg(long, value_name = "SIZES", help_heading = "Messages")]
     size: Option<Sizes>,
-    /// Messages on one connection.
+    /// Messages on one connection (1).
     #[arg(long, value_name = "N", help_heading = "Messages")]
     per_connection: Option<u32>,
     /// How commands and messages follow each other.
