@@ -4,7 +4,6 @@ use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smtp::id::QueueId;
@@ -27,8 +26,6 @@ const FILL_OCTETS: u64 = 256 << 10;
 const SHARED_OCTETS: u64 = 128 << 10;
 /// How far ahead of the log a segment is filled; a whole one at once would keep the disk from those who wait for it.
 const FILL_AHEAD_OCTETS: u64 = 4 << 20;
-/// Between doorbells: delivery need not wake up for every group of a busy writer.
-const BELL_EVERY: Duration = Duration::from_millis(2);
 /// Of a seal, padded.
 const SEAL_OCTETS: u64 = RECORD_HEADER_OCTETS as u64 + 16;
 
@@ -36,10 +33,10 @@ const SEAL_OCTETS: u64 = RECORD_HEADER_OCTETS as u64 + 16;
 pub(crate) fn run(shared: &Shared) {
     while wait(shared) {
         shared.log.lock().commit_all(shared);
-        shared.bell.lock().ring_if_due(shared);
+        ring_if_due(shared);
     }
     shared.log.lock().end(shared);
-    shared.bell.lock().ring(shared);
+    ring(shared);
 }
 
 /// Waits for messages; false when there will be no more.
@@ -54,8 +51,9 @@ fn wait(shared: &Shared) -> bool {
         match due {
             None => shared.queued.wait(&mut queue),
             Some(due) => {
-                if shared.queued.wait_until(&mut queue, due).timed_out() {
-                    MutexGuard::unlocked(&mut queue, || shared.bell.lock().ring_if_due(shared));
+                let left = due.saturating_duration_since((shared.clock)());
+                if shared.queued.wait_for(&mut queue, left).timed_out() {
+                    MutexGuard::unlocked(&mut queue, || ring_if_due(shared));
                 }
             }
         }
@@ -71,8 +69,21 @@ pub(crate) fn commit_here(shared: &Shared) -> bool {
     log.commit_all(shared);
     drop(log);
     // The committer sleeps, and nobody would ring later.
-    shared.bell.lock().ring(shared);
+    ring(shared);
     true
+}
+
+/// Tells delivery, unless the last time was just now: then the next sync does, or the committer when it has nothing
+/// else to do.
+fn ring_if_due(shared: &Shared) {
+    let mut bell = shared.bell.lock();
+    // Told under the lock: an older one never comes behind a newer one.
+    bell.take_if_due((shared.clock)()).into_iter().for_each(|newest| (shared.hooks.doorbell)(newest));
+}
+
+fn ring(shared: &Shared) {
+    let mut bell = shared.bell.lock();
+    bell.take((shared.clock)()).into_iter().for_each(|newest| (shared.hooks.doorbell)(newest));
 }
 
 /// The segments of this writer, as far as they are still appended to.
@@ -89,14 +100,6 @@ pub(crate) struct Log {
     /// Who waits for the next sync.
     waiting: Vec<Waiting>,
     next_wanted: bool,
-}
-
-/// What delivery has been told, and when.
-#[derive(Default)]
-pub(crate) struct Bell {
-    rung: Option<Instant>,
-    /// The newest, if it has not been told yet.
-    waits: Option<Doorbell>,
 }
 
 struct Current {
@@ -350,34 +353,12 @@ fn seal(current: &mut Current, failed: &Current) -> io::Result<()> {
     Ok(())
 }
 
-impl Bell {
-    /// When the one that waits is told.
-    fn due(&self) -> Option<Instant> {
-        self.waits.and(self.rung).map(|rung| rung + BELL_EVERY)
-    }
-
-    /// Tells it, unless the last one was just now: then the next sync does, or the committer when it has nothing else
-    /// to do.
-    fn ring_if_due(&mut self, shared: &Shared) {
-        if self.due().is_none_or(|due| due <= Instant::now()) {
-            self.ring(shared);
-        }
-    }
-
-    fn ring(&mut self, shared: &Shared) {
-        if let Some(bell) = self.waits.take() {
-            self.rung = Some(Instant::now());
-            (shared.hooks.doorbell)(bell);
-        }
-    }
-}
-
 /// How far the log is durable, for delivery.
 fn note(shared: &Shared, current: &Current) {
     let Prepared { writer, sequence, .. } = *current.segment;
     let bell = Doorbell { writer, segment: sequence, durable: current.durable };
     *shared.position.lock() = Some(bell);
-    shared.bell.lock().waits = Some(bell);
+    shared.bell.lock().note(bell);
 }
 
 fn record_octets(pending: &Pending) -> u64 {

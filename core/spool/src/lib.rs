@@ -54,6 +54,7 @@
 #![forbid(unsafe_code)]
 
 mod ack;
+mod bell;
 mod bodies;
 mod bug;
 mod committer;

@@ -1,5 +1,6 @@
 //! What the spool promises, on a simulated disk and on a real one.
 
+mod bells;
 mod damage;
 mod faults;
 mod handed;

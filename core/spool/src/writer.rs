@@ -17,9 +17,10 @@ use crossbeam_queue::ArrayQueue;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use smtp::id::QueueId;
 
+use crate::bell::Bell;
 use crate::bodies::{Bodies, Filing};
 use crate::bug::{self, Bug, planted};
-use crate::committer::{self, Ahead, Bell, Log};
+use crate::committer::{self, Ahead, Log};
 use crate::pool::{CHUNK_OCTETS_MIN, CLASS_MAX, Chunk, Listener, Pool};
 use crate::segment::{RECORDS_START, WriterId};
 use crate::storage::{Disk, Guard, Room};
@@ -112,6 +113,9 @@ pub struct Writer {
     preparer: Option<JoinHandle<()>>,
 }
 
+/// Tells the time of doorbells.
+pub(crate) type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+
 /// What all threads see.
 pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
@@ -122,6 +126,7 @@ pub(crate) struct Shared {
     pub(crate) queued: Condvar,
     pub(crate) log: Mutex<Log>,
     pub(crate) bell: Mutex<Bell>,
+    pub(crate) clock: Clock,
     /// Callers that wait in [`Port::commit_now`].
     blocked: AtomicUsize,
     pub(crate) ahead: Ahead,
@@ -190,6 +195,10 @@ const META_OCTETS_KEPT: usize = 4096;
 impl Writer {
     /// Looks at the disk's room and starts the threads; files are made when the first message comes.
     pub fn open(disk: Arc<dyn Disk>, options: Options, hooks: Hooks) -> io::Result<Self> {
+        Self::open_with(disk, options, hooks, Box::new(Instant::now))
+    }
+
+    pub(crate) fn open_with(disk: Arc<dyn Disk>, options: Options, hooks: Hooks, clock: Clock) -> io::Result<Self> {
         let mut options = options;
         // A record must fit into a segment with room to spare for its envelope.
         options.segment_octets = options.segment_octets.max(RECORDS_START * 2);
@@ -203,6 +212,7 @@ impl Writer {
             queued: Condvar::new(),
             log: Mutex::default(),
             bell: Mutex::default(),
+            clock,
             blocked: AtomicUsize::new(0),
             ahead: Ahead::default(),
             bodies,
@@ -673,10 +683,15 @@ impl Drop for Entry {
     }
 }
 
-/// Counts for tests.
+/// Looks inside, for tests.
 #[cfg(test)]
 impl Writer {
     pub(crate) fn pool_used(&self) -> usize {
         self.shared.pool.used()
+    }
+
+    /// The committer has nothing to do, and has not begun to look for it.
+    pub(crate) fn committer_sleeps(&self) -> bool {
+        self.shared.queue.lock().committer_sleeps
     }
 }
