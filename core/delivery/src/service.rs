@@ -19,6 +19,11 @@ use smtp::envelope::{Envelope, Recipient};
 use smtp::id::QueueId;
 use spool::{Disk, Doorbell, Floors, Follower, Hooks, Message, MessageKey, Notice, Options, Writer};
 
+mod pace;
+#[cfg(test)]
+mod tests;
+
+use self::pace::{Pace, Step};
 use crate::attempt::{Attempted, Damage, Deferred, attempt_contained};
 use crate::event::{Event, Events};
 use crate::notice::{self, Fate, Postbox};
@@ -102,10 +107,8 @@ pub struct Service {
     pub(crate) in_flight: usize,
     spare: Vec<Message>,
     scan_at: Instant,
-    /// Outcomes that have to be durable before anything else is begun.
-    unsynced: bool,
-    /// When the others are.
-    sync_at: Instant,
+    /// When outcomes go to the log.
+    pace: Pace,
     /// Looks in quick succession that are still to come after a worker's end.
     hurried: u32,
 }
@@ -197,10 +200,6 @@ struct Outcome {
     attempted: Attempted,
 }
 
-/// Between syncs of what may repeat.
-const SYNC_EVERY: Duration = Duration::from_millis(5);
-/// After a sync that failed.
-const SYNC_AGAIN: Duration = Duration::from_secs(1);
 /// Between looks for writers that went without a word.
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 /// A worker's link closes a little before its locks are free.
@@ -255,8 +254,7 @@ impl Service {
             in_flight: 0,
             spare: Vec::new(),
             scan_at: Instant::now() + SCAN_EVERY,
-            unsynced: false,
-            sync_at: Instant::now(),
+            pace: Pace::new(Instant::now()),
             hurried: 0,
         };
         Ok((service, Handle { shared }))
@@ -304,7 +302,7 @@ impl Service {
             inbox.bells.into_iter().for_each(|bell| self.follower.ring(bell));
             for (key, recipients, settled) in inbox.settled {
                 self.follower.acknowledge(key, recipients, settled.into_iter());
-                self.unsynced = true;
+                self.pace.must_last();
             }
             self.in_flight -= inbox.outcomes.len();
             inbox.outcomes.into_iter().for_each(|outcome| self.settle(outcome));
@@ -322,7 +320,7 @@ impl Service {
             } else {
                 more = self.feed(jobs, threaded);
             }
-            self.sync(inbox.stop);
+            self.log(Instant::now(), inbox.stop);
             self.count();
             if inbox.stop && self.in_flight == 0 {
                 return Ok(());
@@ -331,15 +329,14 @@ impl Service {
         }
     }
 
-    /// One sync for all that ended since the last turn. Where a twin harms nobody, one for those of several turns.
-    fn sync(&mut self, stopping: bool) {
-        let now = Instant::now();
-        if !self.unsynced && !stopping && now < self.sync_at {
-            return;
+    /// One sync for all that ended since the last turn. What may repeat is only written, once for several turns.
+    fn log(&mut self, now: Instant, stopping: bool) {
+        match if stopping { Some(Step::Sync) } else { self.pace.step(now) } {
+            None => return,
+            Some(Step::Write) => self.follower.write(),
+            Some(Step::Sync) => self.follower.sync(),
         }
-        self.follower.sync();
-        let failed = self.follower.has_unlogged();
-        (self.unsynced, self.sync_at) = (false, now + if failed { SYNC_AGAIN } else { SYNC_EVERY });
+        self.pace.done(now, self.follower.has_unlogged());
     }
 
     fn take_inbox(&self) -> Inbox {
@@ -459,7 +456,9 @@ impl Service {
     fn settle(&mut self, outcome: Outcome) {
         let Outcome { message, attempted } = outcome;
         let key = message.key();
-        self.unsynced |= !attempted.may_repeat;
+        if !attempted.may_repeat {
+            self.pace.must_last();
+        }
         match &attempted.damage {
             Some(Damage::Body) => {
                 self.follower.set_aside(key);
@@ -602,7 +601,7 @@ impl Service {
             // What cannot be read goes where the operator can look at it.
             None => self.follower.set_aside(key),
         }
-        self.unsynced = true;
+        self.pace.must_last();
         if let Some(waiting) = self.waiting.get(&key) {
             self.shared.events.event(&Event::Removed { id: waiting.id });
         }
@@ -621,8 +620,8 @@ impl Service {
         let due = due.filter(|_| self.in_flight < self.threads * JOBS_PER_THREAD);
         let at = due.map_or(self.scan_at, |due| due.min(self.scan_at));
         let until = at.saturating_duration_since(Instant::now());
-        let sync = self.sync_at.saturating_duration_since(Instant::now());
-        if self.follower.has_unlogged() { until.min(sync) } else { until }
+        let log = self.pace.at().saturating_duration_since(Instant::now());
+        if self.follower.has_unlogged() { until.min(log) } else { until }
     }
 
     fn sleep(&self, most: Duration) -> io::Result<()> {

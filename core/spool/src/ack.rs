@@ -157,8 +157,11 @@ impl AckFile {
         Ok(Self { file, salt, end: HEADER_OCTETS as u64, filled: HEADER_OCTETS as u64 })
     }
 
-    /// Appends entries and makes them durable. After an error the file must not be used again.
+    /// Appends entries. After an error the file must not be used again.
     pub(crate) fn append(&mut self, acks: &[Ack]) -> io::Result<()> {
+        if acks.is_empty() {
+            return Ok(());
+        }
         let mut octets = Vec::with_capacity(acks.len() * 32);
         acks.iter().for_each(|ack| ack.encode(&self.salt, &mut octets));
         let at = self.end;
@@ -167,7 +170,11 @@ impl AckFile {
             self.filled = self.end.next_multiple_of(FILL_OCTETS);
             octets.resize((self.filled - at) as usize, 0);
         }
-        self.file.write_at(at, &octets)?;
+        self.file.write_at(at, &octets)
+    }
+
+    /// Makes durable what was appended. After an error the file must not be used again.
+    pub(crate) fn sync(&self) -> io::Result<()> {
         if planted(Bug::NoAckSync) { Ok(()) } else { self.file.sync() }
     }
 }

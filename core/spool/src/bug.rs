@@ -29,6 +29,8 @@ pub(crate) enum Bug {
     ReadBeyondBell,
     /// Acknowledgements are not synced.
     NoAckSync,
+    /// A body goes before the acknowledgement is durable.
+    BodyFirst,
     /// A segment's acknowledgements go before the segment is gone for good.
     AcksFirst,
     /// An abandoned body stays on the disk.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 
 use smtp::id::QueueId;
@@ -287,6 +288,8 @@ pub struct Follower {
     window_of: Option<(WriterId, u64)>,
     /// Segments with entries that are not in their log yet.
     unlogged: BTreeSet<(WriterId, u64)>,
+    /// Segments with entries that are in their log and may not be durable.
+    unsynced: BTreeSet<(WriterId, u64)>,
     _lock: Guard,
 }
 
@@ -344,6 +347,15 @@ struct Progress {
     large: Option<QueueId>,
 }
 
+/// How far entries go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Into the log: the end of this process does not undo them.
+    File,
+    /// The end of the machine does not, either.
+    Disk,
+}
+
 /// Messages of one segment before another one has its turn.
 const TURN_MESSAGES: u32 = 64;
 
@@ -365,6 +377,7 @@ impl Follower {
             window: Window::default(),
             window_of: None,
             unlogged: BTreeSet::new(),
+            unsynced: BTreeSet::new(),
             _lock: lock,
         };
         follower.scan();
@@ -509,17 +522,30 @@ impl Follower {
     /// Makes the acknowledgements durable and frees what is done with. Entries that could not be written are
     /// tried again next time.
     pub fn sync(&mut self) {
-        for (writer, sequence) in std::mem::take(&mut self.unlogged) {
+        let mut segments = mem::take(&mut self.unsynced);
+        segments.append(&mut self.unlogged);
+        self.log_all(segments, Reach::Disk);
+    }
+
+    /// The same without waiting for the disk, for messages that may be handed on twice: what the end of this
+    /// process leaves alone may be undone by the end of the machine, until the next [`Follower::sync`].
+    pub fn write(&mut self) {
+        let segments = mem::take(&mut self.unlogged);
+        self.log_all(segments, Reach::File);
+    }
+
+    fn log_all(&mut self, segments: BTreeSet<(WriterId, u64)>, reach: Reach) {
+        for (writer, sequence) in segments {
             // A segment that goes as a whole needs no log.
             self.free(writer);
-            if let Err(error) = self.log(writer, sequence) {
+            if let Err(error) = self.log(writer, sequence, reach) {
                 self.trouble(format!("{}: acknowledgements", names::segment(writer, sequence)), error);
                 self.unlogged.insert((writer, sequence));
             }
         }
     }
 
-    /// Entries that [`Follower::sync`] has still to write.
+    /// Entries that [`Follower::sync`] or [`Follower::write`] have still to write.
     pub fn has_unlogged(&self) -> bool {
         !self.unlogged.is_empty()
     }
@@ -939,23 +965,38 @@ impl Follower {
         Ok(())
     }
 
-    fn log(&mut self, writer: WriterId, sequence: u64) -> io::Result<()> {
+    fn log(&mut self, writer: WriterId, sequence: u64, reach: Reach) -> io::Result<()> {
         let disk = self.disk.clone();
         let Some(segment) = self.segment_mut(writer, sequence) else { return Ok(()) };
+        if segment.acks.is_none() && segment.unlogged.is_empty() {
+            // What was in its log failed with it.
+            return Ok(());
+        }
         if segment.acks.is_none() {
             let path = names::acks(writer, sequence, segment.acks_generation);
             segment.acks_generation += 1;
             segment.acks = Some(AckFile::create(&*disk, &writer.to_string(), &path)?);
         }
+        // A body may go only when its message cannot come back without it.
+        let body_goes = !segment.bodies_done.is_empty() && !planted(Bug::BodyFirst);
+        let reach = if body_goes { Reach::Disk } else { reach };
         if let Some(acks) = &mut segment.acks
-            && let Err(error) = acks.append(&segment.unlogged)
+            && let Err(error) = acks.append(&segment.unlogged).and_then(|()| match reach {
+                Reach::File => Ok(()),
+                Reach::Disk => acks.sync(),
+            })
         {
-            // Final for this file; what it had before is durable, the rest goes to the next one.
+            // Final for this file; what it had before is durable, or may come twice. The rest goes to the next one.
             segment.acks = None;
             return Err(error);
         }
         segment.unlogged.clear();
-        for id in std::mem::take(&mut segment.bodies_done) {
+        let bodies = mem::take(&mut segment.bodies_done);
+        match reach {
+            Reach::File => self.unsynced.insert((writer, sequence)),
+            Reach::Disk => self.unsynced.remove(&(writer, sequence)),
+        };
+        for id in bodies {
             if let Err(error) = disk.remove(&names::body(writer, id)) {
                 self.trouble(names::body(writer, id), error);
             }
@@ -1004,6 +1045,7 @@ impl Follower {
         let Some(followed) = self.writers.get_mut(&writer) else { return Ok(()) };
         followed.ignored.insert(sequence);
         let Some(segment) = followed.segments.remove(&sequence) else { return Ok(()) };
+        self.unsynced.remove(&(writer, sequence));
         for generation in 0..segment.acks_generation {
             let _ = disk.remove(&names::acks(writer, sequence, generation));
         }

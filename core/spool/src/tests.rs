@@ -20,7 +20,7 @@ use self::damage::small_spool;
 use crate::sim::{Image, SimDisk};
 use crate::{
     Completions, Disk, Doorbell, Entry, Floors, Follower, Handed, Hooks, Message, Notice, Options, Port, Trouble,
-    Writer, WriterId,
+    Watch, Writer, WriterId,
 };
 
 #[derive(Default)]
@@ -191,7 +191,11 @@ fn whole(message: &Message) -> Whole {
 
 /// All messages of a spool whose writers are gone.
 fn recover(disk: Arc<dyn Disk>) -> Result<BTreeMap<QueueId, Whole>, String> {
-    let mut follower = Follower::open(disk, quiet()).map_err(|error| error.to_string())?;
+    recover_watched(disk, quiet())
+}
+
+fn recover_watched(disk: Arc<dyn Disk>, watch: Arc<dyn Watch>) -> Result<BTreeMap<QueueId, Whole>, String> {
+    let mut follower = Follower::open(disk, watch).map_err(|error| error.to_string())?;
     let mut found = BTreeMap::new();
     let mut message = Message::default();
     while follower.next(&mut message) {

@@ -91,6 +91,11 @@ fn acknowledgements_that_are_not_synced() {
 }
 
 #[test]
+fn bodies_that_go_before_their_acknowledgements_are_durable() {
+    found(Bug::BodyFirst, || crash_recovery(3, 0).map(drop));
+}
+
+#[test]
 fn acknowledgements_that_go_before_their_segment() {
     found(Bug::AcksFirst, || crash_recovery(3, 0).map(drop));
 }

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use smtp::id::QueueId;
 
-use super::{After, Ledger, check, long, quiet, recover, run_workload, small_options};
+use super::{After, Ledger, check, long, quiet, recover_watched, run_workload, small_options};
 use crate::sim::{Image, Lie, SimDisk};
-use crate::{Follower, Message, Options};
+use crate::{Follower, Message, Notice, Options, Watch};
 
 /// How thorough a sweep is.
 #[derive(Clone, Copy)]
@@ -97,7 +98,7 @@ pub(super) struct Handed {
     again: Option<QueueId>,
 }
 
-/// Hands all on, one sync for every two messages.
+/// Hands all on. Each message is noted, every third time with a sync.
 pub(super) fn deliver(disk: &SimDisk, handed: &mut Handed) {
     let mut noted = Vec::new();
     let mut message = Message::default();
@@ -112,7 +113,9 @@ pub(super) fn deliver(disk: &SimDisk, handed: &mut Handed) {
         handed.on.insert(message.id());
         follower.acknowledge(message.key(), 1, std::iter::once(0));
         noted.push(message.id());
-        if noted.len() == 2 {
+        if noted.len() < 3 {
+            follower.write();
+        } else {
             follower.sync();
             if !follower.has_unlogged() {
                 handed.durably.extend(noted.drain(..));
@@ -123,6 +126,18 @@ pub(super) fn deliver(disk: &SimDisk, handed: &mut Handed) {
     if !follower.has_unlogged() {
         handed.durably.extend(noted);
     }
+}
+
+/// Notes the messages that come without their bodies.
+fn missing_bodies() -> (Arc<Mutex<Vec<QueueId>>>, Arc<dyn Watch>) {
+    let missing = Arc::new(Mutex::new(Vec::new()));
+    let noted = missing.clone();
+    let watch = move |notice: &Notice| {
+        if let Notice::BodyMissing { id } = notice {
+            noted.lock().push(*id);
+        }
+    };
+    (missing, Arc::new(watch))
 }
 
 /// What lies in `corrupt/`.
@@ -136,7 +151,11 @@ pub(super) fn check_handed(disk: &SimDisk, ledger: &Ledger, handed: &Handed, err
     if let Some(id) = handed.again {
         return Err(format!("{id} was done with and was handed on again"));
     }
-    let found = recover(Arc::new(disk.clone()))?;
+    let (missing, watch) = missing_bodies();
+    let found = recover_watched(Arc::new(disk.clone()), watch)?;
+    if let Some(id) = missing.lock().first().filter(|_| !errors) {
+        return Err(format!("{id} is there and its body is gone"));
+    }
     let aside = set_aside(disk);
     for id in &ledger.acknowledged {
         let (envelope, prepend, _) = &ledger.submitted[id];
