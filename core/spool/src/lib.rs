@@ -59,6 +59,8 @@ mod bodies;
 mod bug;
 mod committer;
 mod follower;
+mod message;
+mod notice;
 mod pool;
 mod segment;
 pub mod sim;
@@ -69,7 +71,9 @@ use std::os::fd::OwnedFd;
 
 use smtp::id::QueueId;
 
-pub use follower::{BodyTrouble, Follower, Message, MessageKey, Notice, ReadTrouble, Watch};
+pub use follower::{Follower, ReadTrouble};
+pub use message::{BodyTrouble, Message, MessageKey};
+pub use notice::{Notice, Watch};
 pub use segment::{WriterId, fuzz_segment};
 pub use storage::{Disk, File, Guard, RealDisk, Room};
 pub use writer::{Commit, Durability, Entry, Floors, Hooks, Options, Port, Writer};
