@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use smtp::envelope::Notify;
+use smtp::envelope::{Envelope, Notify, Recipient};
+use smtp::id::QueueId;
 use spool::sim::{Act, Image, SimDisk};
-use spool::{Completions, Port, Trouble as SpoolTrouble};
+use spool::{Completions, Hooks, Options, Port, Trouble as SpoolTrouble, Writer};
 
 use super::pace::{AGAIN_AFTER, WRITE_EVERY};
 use super::*;
-use crate::route::{Discard, Route, Verdict};
+use crate::route::{Discard, Mail, Route, Verdict};
 
 /// A spool with a writer that lives, so that no segment goes as a whole.
 struct Bench {
