@@ -430,7 +430,8 @@ impl Prepared {
             filler: shared.disk.open(&name)?,
             written: AtomicU64::new(RECORDS_START),
             filled: AtomicU64::new(first.len() as u64),
-            overtaken: AtomicBool::new(false),
+            // Filling is for the syncs of commits.
+            overtaken: AtomicBool::new(shared.options.durability != Durability::GroupFsync),
             gate: Mutex::new(()),
         })
     }

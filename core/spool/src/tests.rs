@@ -17,10 +17,10 @@ use parking_lot::{Condvar, Mutex};
 use smtp::id::QueueId;
 
 use self::damage::small_spool;
-use crate::sim::{Image, SimDisk};
+use crate::sim::{Act, Image, SimDisk};
 use crate::{
-    Completions, Disk, Doorbell, Entry, Floors, Follower, Handed, Hooks, Message, Notice, Options, Port, Trouble,
-    Watch, Writer, WriterId,
+    Completions, Disk, Doorbell, Durability, Entry, Floors, Follower, Handed, Hooks, Message, Notice, Options, Port,
+    Trouble, Watch, Writer, WriterId,
 };
 
 #[derive(Default)]
@@ -454,6 +454,19 @@ fn messages_that_queue_go_together() {
     drop((port, writer));
     inbox.wait(52).unwrap();
     assert_eq!(recover(Arc::new(disk)).unwrap().len(), 53);
+}
+
+/// Filling ahead is for syncs to come; where none comes it would itself be one.
+#[test]
+fn without_durability_only_a_new_segment_is_synced() {
+    let disk = SimDisk::new();
+    let options = Options { durability: Durability::None, ..small_options() };
+    let writer = Writer::open(Arc::new(disk.clone()), options, Hooks::default()).unwrap();
+    let (inbox, port) = port(&writer);
+    (0..60).for_each(|number| commit(&inbox, &port, number, 2000).unwrap());
+    drop((port, writer));
+    assert_eq!(disk.count(Act::Sync), disk.count(Act::Rename), "a segment gets its name once");
+    assert_eq!(recover(Arc::new(disk)).unwrap().len(), 60);
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub enum Durability {
     /// One fdatasync for all that is queued, before anybody is told.
     #[default]
     GroupFsync,
-    /// No sync at all. A crash of the machine loses mail that was acknowledged: for benches only.
+    /// No message is synced. A crash of the machine loses mail that was acknowledged: for benches only.
     None,
     /// Nothing is written: for benches of what stands before the spool, where every route discards anyway.
     Discard,
