@@ -30,7 +30,7 @@ pub(crate) struct Attempted {
     pub(crate) postponed: Option<Duration>,
     pub(crate) sender: Option<Box<str>>,
     pub(crate) damage: Option<Damage>,
-    /// If it came again nobody could tell: it need not be durable at once.
+    /// If it came again nobody could tell: its outcome need not be durable.
     pub(crate) may_repeat: bool,
 }
 

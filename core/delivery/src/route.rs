@@ -176,7 +176,7 @@ pub trait Route: Send + Sync {
         true
     }
 
-    /// Whether nobody can tell that a message went this way twice.
+    /// Whether nobody can tell that a message went this way twice: then no sync is spent on remembering that it did.
     fn may_repeat(&self) -> bool {
         false
     }
