@@ -60,6 +60,13 @@ pub fn of(plan: &Plan, report: &Report) -> Vec<String> {
     if has(NO_PORT) {
         doubts.push("a source address has no port left, or is none of this machine: use more --sources".to_owned());
     }
+    for error in report.errors.iter().filter(|error| error.code == "connection refused") {
+        // What a name came to is not what everybody expects: localhost may be ::1.
+        let scenario = plan.scenarios.iter().find(|scenario| scenario.name == error.scenario);
+        let target = scenario.and_then(|scenario| scenario.target.as_deref()).unwrap_or(&plan.target);
+        doubts
+            .push(format!("{}: nobody listens at {target}: is the server there, and is it --target?", error.scenario));
+    }
     if report.latency_us == Default::default() && plan.has_mix() {
         doubts.push("no session ended as it should: there is nothing to be measured".to_owned());
     } else if report.failed > 0 {

@@ -285,6 +285,7 @@ fn servers_that_lie_drop_stall_and_babble_are_found_out() {
     let nobody = self::report(closed, &with);
     assert_eq!(nobody.failed, 8, "{:?}", nobody.errors);
     assert!(nobody.warnings.iter().any(|warning| warning.contains("nothing to be measured")));
+    assert!(nobody.warnings.iter().any(|warning| warning.contains(&format!("nobody listens at {closed}"))));
 }
 
 #[test]
@@ -377,6 +378,32 @@ fn a_signal_ends_it_with_what_there_is() {
     assert!(report.cut_short.is_some_and(|why| why.contains("signal")));
     assert!(report.connections > 0 && report.held == 50);
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// Who is in a hurry does not wait for what is in progress.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let server = Canned::new(false);
+    let mut command = load(server.1, &["--scenario", "half-open", "--hold", "25", "--count", "2", "--crowd", "1"]);
+    let mut child = command.spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("measured") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended by itself");
+    }
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    // Sent again until it has ended: two that come together are one.
+    let began = Instant::now();
+    let status = loop {
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(130));
 }
 
 #[test]
