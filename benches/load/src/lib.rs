@@ -24,6 +24,8 @@ pub mod html;
 pub mod live;
 pub mod machine;
 pub mod namespace;
+pub mod permission;
+pub mod places;
 pub mod plan;
 pub mod process;
 pub mod result;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use portreeve_load::plan::{Arrivals, ChannelBinding, Kind, Permission, Pipelining, Plan, Scenario, Tls};
+use portreeve_load::permission::Permission;
+use portreeve_load::plan::{Arrivals, ChannelBinding, Kind, Pipelining, Plan, Scenario, Tls};
 use portreeve_load::result::Report;
 use portreeve_load::run::{Options, run};
 use portreeve_load::sizes::Sizes;

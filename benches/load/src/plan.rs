@@ -1,13 +1,14 @@
 //! What a run does: from flags or from a TOML file, checked, and handed to the processes that do it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use toml::Spanned;
 
 use crate::dialogue::Spec;
+use crate::permission::{Permission, resolve};
+use crate::places::Places;
 use crate::sizes::Sizes;
 use crate::transport::TlsConfig;
 
@@ -53,40 +54,6 @@ pub struct Plan {
     /// Where it was read.
     #[serde(skip)]
     pub places: Places,
-}
-
-/// Where things stand in a file: what is wrong with them is told with their line.
-#[derive(Clone, Debug, Default)]
-pub struct Places {
-    file: Option<PathBuf>,
-    keys: BTreeMap<String, usize>,
-    scenarios: Vec<usize>,
-}
-
-impl Places {
-    fn of(path: &Path, text: &str) -> Self {
-        #[derive(Deserialize)]
-        struct Tables {
-            #[serde(default)]
-            scenario: Vec<Spanned<toml::Table>>,
-        }
-        let line = |at: usize| 1 + text.bytes().take(at).filter(|octet| *octet == b'\n').count();
-        let keys: BTreeMap<Spanned<String>, toml::Value> = toml::from_str(text).unwrap_or_default();
-        let tables = toml::from_str(text).unwrap_or(Tables { scenario: Vec::new() });
-        Self {
-            file: Some(path.to_owned()),
-            keys: keys.into_keys().map(|key| (key.get_ref().clone(), line(key.span().start))).collect(),
-            scenarios: tables.scenario.iter().map(|table| line(table.span().start)).collect(),
-        }
-    }
-
-    /// `file:line: ` before what is wrong, as far as it stands in one.
-    fn before(&self, line: Option<&usize>) -> String {
-        match (&self.file, line) {
-            (Some(file), Some(line)) => format!("{}:{line}: ", file.display()),
-            _ => String::new(),
-        }
-    }
 }
 
 impl Default for Plan {
@@ -371,15 +338,6 @@ impl Scenario {
     }
 }
 
-/// What permits other targets than loopback.
-#[derive(Clone, Debug, Default)]
-pub struct Permission {
-    /// A flag was given.
-    pub remote: bool,
-    /// A file that names the hosts, one per line.
-    pub file: Option<PathBuf>,
-}
-
 impl Plan {
     /// Reads a TOML file; relative paths in it start at its folder.
     pub fn read(path: &Path) -> Result<Self, String> {
@@ -564,31 +522,6 @@ impl Plan {
     }
 }
 
-/// The address of a target that may be loaded.
-fn resolve(target: &str, permission: &Permission) -> Result<SocketAddr, String> {
-    if target.is_empty() {
-        return Err("no target: --target HOST:PORT".to_owned());
-    }
-    let addresses: Vec<SocketAddr> =
-        target.to_socket_addrs().map_err(|error| format!("{target}: {error}; a target is HOST:PORT"))?.collect();
-    let Some(first) = addresses.first() else { return Err(format!("{target}: has no address")) };
-    if addresses.iter().all(|address| address.ip().is_loopback()) {
-        return Ok(*first);
-    }
-    let host = target.rsplit_once(':').map_or(target, |(host, _)| host).trim_matches(['[', ']']);
-    let how = format!(
-        "{host}: not this machine. A load test of somebody's server needs their word; with it, say so twice: \
-         --remote, and --permitted FILE with the line {host}"
-    );
-    let (true, Some(file)) = (permission.remote, &permission.file) else { return Err(how) };
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    if text.lines().any(|line| line.trim().eq_ignore_ascii_case(host)) {
-        Ok(*first)
-    } else {
-        Err(format!("{}: does not name {host}. {how}", file.display()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -622,26 +555,6 @@ mod tests {
             let error = plan(&text).unwrap_err();
             assert!(error.contains(expect), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn others_are_loaded_only_when_told_twice() {
-        let dir = std::env::temp_dir().join(format!("portreeve-load-permitted-{}", std::process::id()));
-        std::fs::write(&dir, "# ours\n192.0.2.7\n").unwrap();
-        let file = Some(dir.clone());
-        for (target, remote, file, expect) in [
-            ("192.0.2.7:25", false, None, "say so twice"),
-            ("192.0.2.7:25", true, None, "say so twice"),
-            ("192.0.2.7:25", false, file.clone(), "say so twice"),
-            ("192.0.2.8:25", true, file.clone(), "does not name 192.0.2.8"),
-            ("192.0.2.7:25", true, file, ""),
-            ("127.0.0.1:25", false, None, ""),
-        ] {
-            let outcome = resolve(target, &Permission { remote, file });
-            assert_eq!(outcome.as_ref().err().is_some_and(|error| error.contains(expect)), !expect.is_empty());
-            assert_eq!(outcome.is_ok(), expect.is_empty(), "{target}: {outcome:?}");
-        }
-        std::fs::remove_file(dir).unwrap();
     }
 
     #[test]
