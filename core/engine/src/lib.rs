@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Worker::start(Setup) → Handle        drain, stop, a new link to the directory, numbers
-//!   shard × N      one thread, one epoll: `shard` (the loop, a connection's turn)
+//!   shard × N      one thread, one epoll: `shard` (the loop; its front page lists its parts)
 //!     doors        listening sockets; what happens when descriptors run out
 //!     connection   the slot of a connection, ≤ 192 octets with its session; what it holds only while needed
 //!     slab, wheel  tokens with a generation; deadlines whose lists run through the slab
