@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mio::Poll;
+use mio::{Events, Poll};
 use smtp::Farewell;
 use smtp::host::{Outcome, Pools};
 use telemetry::Histogram;
@@ -67,6 +67,7 @@ pub struct Shard {
     pools: Pools,
     /// Where reads go; behind a kept piece of input.
     input: Vec<u8>,
+    /// Where records are opened into.
     plain: Vec<u8>,
     /// Replies of the batch, in clear.
     out: Vec<u8>,
@@ -74,7 +75,9 @@ pub struct Shard {
     wire: Vec<u8>,
     /// Connections with more to do than their share of a turn.
     run: VecDeque<Token>,
+    /// Those who wait for room in the spool.
     sink_full: Vec<Token>,
+    /// What sessions wait for and have not been told yet.
     answers: Vec<(Token, Outcome)>,
     /// From delivery.
     news: News,
@@ -85,6 +88,15 @@ pub struct Shard {
     handshakes: usize,
     /// A descriptor came back in this turn.
     closed: bool,
+    /// Whose time has come, while they are looked at.
+    due: Vec<u32>,
+}
+
+/// Which links that sessions share have something to say.
+#[derive(Default)]
+struct Heard {
+    directory: bool,
+    delivery: bool,
 }
 
 /// Token numbers of the shard itself.
@@ -131,16 +143,16 @@ impl Shard {
             panics: VecDeque::new(),
             handshakes: 0,
             closed: false,
+            due: Vec::new(),
         };
         shard.watch_directory()?;
         shard.watch_delivery()?;
         Ok(shard)
     }
 
-    /// Turns until everything has ended after a drain or a stop.
+    /// Goes round until everything has ended after a drain or a stop.
     pub fn run(mut self) {
-        let mut events = mio::Events::with_capacity(1024);
-        let mut due = Vec::new();
+        let mut events = Events::with_capacity(1024);
         while self.drain.is_none() || !self.slots.is_empty() {
             match self.poll.poll(&mut events, Some(self.timeout())) {
                 Ok(()) => {}
@@ -152,63 +164,90 @@ impl Shard {
                 }
             }
             self.local.now.read();
-            (self.handshakes, self.closed) = (0, false);
-
-            let (mut asked, mut passed) = (false, false);
-            let mut waiting = self.run.len();
-            for event in &events {
-                let token = Token::from_word(event.token().0 as u64);
-                match token.outside_number() {
-                    None => self.event(token, event),
-                    Some(INBOX) => self.inbox.woken(),
-                    Some(DIRECTORY) => asked = true,
-                    Some(DELIVERY) => passed = true,
-                    Some(runner @ RUNNERS..) => self.hear_runner(runner - RUNNERS),
-                    Some(door) => self.doors.knock((door - DOORS) as usize),
-                }
-            }
-            while waiting > 0
-                && let Some(token) = self.run.pop_front()
-            {
-                waiting -= 1;
-                if let Some(slot) = self.slots.get_mut(token) {
-                    slot.clear(flag::QUEUED);
-                    self.guarded(token, |shard| shard.turn(token));
-                }
-            }
-            while let Some(mail) = self.inbox.take() {
-                self.take_mail(mail);
-            }
-            if asked {
-                self.hear_directory();
-            }
-            if passed {
-                // A lost link is replaced by the supervisor, as with the directory.
-                let _ = self.local.passing.receive(self.local.now.ms, &mut self.news);
-            }
-            self.give_up_questions();
-            self.wheel.advance(&mut self.slots, self.local.now.tick, &mut due);
-            for index in due.drain(..) {
-                if let Some(token) = self.slots.token_at(index) {
-                    self.guarded(token, |shard| shard.expired(token));
-                }
-            }
-            self.drain_step();
-            self.accept();
-            self.doors.resume(self.poll.registry(), self.local.now.ms, self.closed);
-            if self.local.questions.flush(self.local.now.ms).is_err() {
-                self.directory_lost();
-            }
-            let _ = self.local.passing.flush(self.local.now.ms, &mut self.news);
-            self.tell_news();
-            self.local.steps.flush(&mut self.answers);
-            while !self.answers.is_empty() {
-                self.hand_out_answers();
-                self.local.steps.flush(&mut self.answers);
-            }
-            self.end_of_turn();
+            self.round(&events);
         }
-        // Only after a stop, a drain's hard end or a failure of the poll is there anybody left.
+        self.end();
+    }
+
+    /// Everything that has happened by `now`, in this order.
+    fn round(&mut self, events: &Events) {
+        (self.handshakes, self.closed) = (0, false);
+
+        // Connections that had more to do in the last round come after those that something has happened to.
+        let waiting = self.run.len();
+        let Heard { directory, delivery } = self.hear_events(events);
+        self.run_queue(waiting);
+
+        while let Some(mail) = self.inbox.take() {
+            self.take_mail(mail);
+        }
+        if directory {
+            self.hear_directory();
+        }
+        if delivery {
+            // A lost link is replaced by the supervisor, as with the directory.
+            let _ = self.local.passing.receive(self.local.now.ms, &mut self.news);
+        }
+
+        self.give_up_questions();
+        self.look_at_due();
+        self.drain_step();
+
+        self.accept();
+        self.doors.resume(self.poll.registry(), self.local.now.ms, self.closed);
+
+        self.send_questions();
+        self.end_of_turn();
+    }
+
+    /// Connections get their turns at once; links that sessions share are heard when all of it is known.
+    fn hear_events(&mut self, events: &Events) -> Heard {
+        let mut heard = Heard::default();
+        for event in events {
+            let token = Token::from_word(event.token().0 as u64);
+            match token.outside_number() {
+                None => self.event(token, event),
+                Some(INBOX) => self.inbox.woken(),
+                Some(DIRECTORY) => heard.directory = true,
+                Some(DELIVERY) => heard.delivery = true,
+                Some(runner @ RUNNERS..) => self.hear_runner(runner - RUNNERS),
+                Some(door) => self.doors.knock((door - DOORS) as usize),
+            }
+        }
+        heard
+    }
+
+    /// Turns of the first `waiting` in the run queue; who joins it meanwhile has had one.
+    fn run_queue(&mut self, waiting: usize) {
+        for _ in 0..waiting {
+            let Some(token) = self.run.pop_front() else { return };
+            if let Some(slot) = self.slots.get_mut(token) {
+                slot.clear(flag::QUEUED);
+                self.guarded(token, |shard| shard.turn(token));
+            }
+        }
+    }
+
+    fn end_of_turn(&mut self) {
+        if std::mem::take(&mut self.local.queued) {
+            self.local.spool.go();
+        }
+        let (shared, number) = (&self.shared, self.local.number);
+        let now = self.local.now;
+        // The process is as alive as its slowest shard (CONTRACT C26).
+        if let Some(beat) = shared.beats.get(number)
+            && now.unix_ms.saturating_sub(beat.load(Ordering::Relaxed)) >= HEARTBEAT_MS / 2
+        {
+            beat.store(now.unix_ms, Ordering::Relaxed);
+            let slowest = shared.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
+            self.local.watch.heartbeat(slowest.unwrap_or(now.unix_ms));
+        }
+        self.local.watch.observe(Histogram::TurnMicros, link::monotonic_us().saturating_sub(now.us));
+        self.local.watch.turn(now.ms);
+    }
+
+    /// Only after a stop, a drain's hard end or a failure of the poll is there anybody left.
+    fn end(&mut self) {
         for token in self.slots.tokens() {
             self.guarded(token, |shard| {
                 shard.farewell(token, Farewell::Shutdown);
@@ -236,24 +275,6 @@ impl Shard {
         ];
         let next = next.into_iter().flatten().min().unwrap_or(u64::MAX);
         Duration::from_millis(next.saturating_sub(now.ms).min(HEARTBEAT_MS))
-    }
-
-    fn end_of_turn(&mut self) {
-        if std::mem::take(&mut self.local.queued) {
-            self.local.spool.go();
-        }
-        let (shared, number) = (&self.shared, self.local.number);
-        let now = self.local.now;
-        // The process is as alive as its slowest shard (CONTRACT C26).
-        if let Some(beat) = shared.beats.get(number)
-            && now.unix_ms.saturating_sub(beat.load(Ordering::Relaxed)) >= HEARTBEAT_MS / 2
-        {
-            beat.store(now.unix_ms, Ordering::Relaxed);
-            let slowest = shared.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
-            self.local.watch.heartbeat(slowest.unwrap_or(now.unix_ms));
-        }
-        self.local.watch.observe(Histogram::TurnMicros, link::monotonic_us().saturating_sub(now.us));
-        self.local.watch.turn(now.ms);
     }
 }
 

@@ -83,7 +83,22 @@ impl Shard {
         }
     }
 
-    pub(super) fn hand_out_answers(&mut self) {
+    /// What was asked in this round leaves, a packet for each process.
+    pub(super) fn send_questions(&mut self) {
+        if self.local.questions.flush(self.local.now.ms).is_err() {
+            self.directory_lost();
+        }
+        let _ = self.local.passing.flush(self.local.now.ms, &mut self.news);
+        self.tell_news();
+        self.local.steps.flush(&mut self.answers);
+        while !self.answers.is_empty() {
+            self.hand_out_answers();
+            self.local.steps.flush(&mut self.answers);
+        }
+    }
+
+    /// Sessions that still wait hear their answers.
+    fn hand_out_answers(&mut self) {
         let mut answers = std::mem::take(&mut self.answers);
         for (token, outcome) in answers.drain(..) {
             let waits = matches!(

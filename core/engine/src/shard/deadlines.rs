@@ -71,8 +71,20 @@ impl Shard {
         self.wheel.arm(&mut self.slots, token.index(), due);
     }
 
+    /// Those whose time has come.
+    pub(super) fn look_at_due(&mut self) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(&mut self.slots, self.local.now.tick, &mut due);
+        for index in due.drain(..) {
+            if let Some(token) = self.slots.token_at(index) {
+                self.guarded(token, |shard| shard.expired(token));
+            }
+        }
+        self.due = due;
+    }
+
     /// The wheel came round to this connection.
-    pub(super) fn expired(&mut self, token: Token) {
+    fn expired(&mut self, token: Token) {
         let crowded = self.is_crowded();
         let tick = self.local.now.tick;
         let Some(slot) = self.slots.get_mut(token) else { return };
