@@ -188,8 +188,10 @@ impl Shard {
             // A lost link is replaced by the supervisor, as with the directory.
             let _ = self.local.passing.receive(self.local.now.ms, &mut self.news);
         }
-
+        // Whoever has an answer hears it before it is seen whose time is over.
+        self.tell_news();
         self.give_up_questions();
+
         self.look_at_due();
         self.drain_step();
 
@@ -287,3 +289,6 @@ compile_error!("crate engine: a poll token holds index and generation, 64 bits")
 
 /// How often a shard shows that it is alive, at least.
 const HEARTBEAT_MS: u64 = 1000;
+
+#[cfg(test)]
+mod tests;

@@ -271,7 +271,7 @@ impl Drop for Handle {
 }
 
 /// Where the spool reports to.
-struct Results(Inbox<Mail>);
+pub struct Results(pub Inbox<Mail>);
 
 impl Completions for Results {
     fn done(&self, ticket: u64, result: Result<(), spool::Trouble>) {

@@ -83,17 +83,18 @@ impl Shard {
         }
     }
 
-    /// What was asked in this round leaves, a packet for each process.
+    /// What was asked in this round leaves, a packet for each process. Links that break answer by breaking, and who
+    /// hears that may ask the directory; so its packet is the last.
     pub(super) fn send_questions(&mut self) {
-        if self.local.questions.flush(self.local.now.ms).is_err() {
-            self.directory_lost();
-        }
         let _ = self.local.passing.flush(self.local.now.ms, &mut self.news);
         self.tell_news();
         self.local.steps.flush(&mut self.answers);
         while !self.answers.is_empty() {
             self.hand_out_answers();
             self.local.steps.flush(&mut self.answers);
+        }
+        if self.local.questions.flush(self.local.now.ms).is_err() {
+            self.directory_lost();
         }
     }
 

@@ -1,7 +1,7 @@
 //! A real worker on loopback.
 
 mod descriptors;
-mod rig;
+pub mod rig;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

@@ -1,0 +1,197 @@
+//! A shard whose rounds the test makes, one by one and at the time that it says: what must not depend on which
+//! things happen in the same round.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::AtomicU64;
+
+use hmac::{Hmac, KeyInit};
+use link::{Link, Outbox, Received, frames};
+use mio::{Events, Poll};
+use smtp::listener::{Listener, Tls};
+use smtp::{Role, testing};
+use spool::RealDisk;
+
+use super::*;
+use crate::budget::Budget;
+use crate::cache::{Addresses, Passwords};
+use crate::connection::{Pending, ticks};
+use crate::entropy::Entropy;
+use crate::host::Now;
+use crate::passing::Passing;
+use crate::questions::Questions;
+use crate::setup::{Deadlines, Passes, Port};
+use crate::steps::Steps;
+use crate::tests::rig::{Client, dial, listen, listener};
+use crate::watch::Watch;
+use crate::worker::Results;
+
+/// A shard with its other ends.
+struct Bench {
+    shard: Shard,
+    events: Events,
+    address: SocketAddr,
+    directory: Link,
+    delivery: Link,
+    _spool: spool::Writer,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut Listener)) -> Self {
+        let mut listener = listener(Role::Mx, Tls::Off);
+        change(&mut listener);
+        let socket = listen(0);
+        let address = socket.local_addr().unwrap();
+        let port = Port {
+            listener: Arc::new(listener),
+            sockets: Vec::new(),
+            tls: None,
+            backend: None,
+            exempt_nets: vec!["127.0.0.0/8".parse().unwrap()],
+            cleartext_nets: vec!["127.0.0.0/8".parse().unwrap()],
+            limits: limits::Config::mx(),
+            deadlines: Deadlines::of(Role::Mx),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::open(folder.path()).unwrap());
+        let floors = spool::Floors { octets_percent: 0, octets_min: 0, inodes_percent: 0 };
+        let options = spool::Options { segment_octets: 1 << 20, floors, ..spool::Options::default() };
+        let spool = spool::Writer::open(disk, options, spool::Hooks::default()).unwrap();
+        let counts = telemetry::Board::create(1).unwrap().claim(0, link::Role::Worker, 1, 0).unwrap();
+        let counters = || std::iter::once(AtomicU64::new(0)).collect();
+        let shared = Arc::new(Shared {
+            ports: vec![port],
+            passwords: Passwords::new(0).unwrap(),
+            budget: Budget::new(1 << 20),
+            limits: Arc::new(limits::Table::create(1).unwrap()),
+            account_key: Hmac::new_from_slice(b"key").unwrap(),
+            notify: Box::new(|_| {}),
+            passes: Some(Box::new(|to: &smtp::envelope::Recipient<'_>| to.address.starts_with("bob")) as Passes),
+            beats: counters(),
+            sessions: counters(),
+            panics: AtomicU64::new(0),
+        });
+        let poll = Poll::new().unwrap();
+        let inbox = Inbox::new(poll.registry(), mio_token(Token::outside(INBOX))).unwrap();
+        let (directory, questions) = Link::pair().unwrap();
+        let (delivery, passing) = Link::pair().unwrap();
+        let now = Now::first();
+        let local = Local {
+            now,
+            number: 0,
+            questions: Questions::new(Some(questions), 100, now.ms),
+            steps: Steps::new(100),
+            passing: Passing::new(Some(passing), 100, now.ms),
+            addresses: Addresses::new(100),
+            entropy: Entropy::new(),
+            spool: spool.port(Arc::new(Results(inbox.clone()))),
+            watch: Watch::new(counts.clone(), telemetry::EventSender::new(1 << 16, counts)),
+            envelope: Vec::new(),
+            effect_ms: 0,
+            secret: false,
+            authenticated: false,
+            queued: false,
+            session_base: 0,
+            spare: Vec::new(),
+        };
+        let sockets = vec![(0, OwnedFd::from(socket))];
+        let shard = Shard::new(Beginning { poll, inbox, shared, local, sockets, slots_max: 100 }).unwrap();
+        let events = Events::with_capacity(64);
+        Self { shard, events, address, directory, delivery, _spool: spool, _folder: folder }
+    }
+
+    /// One round, so much later.
+    fn round_later(&mut self, ms: u64) {
+        let wait = if ms == 0 { Duration::from_millis(20) } else { Duration::ZERO };
+        self.shard.poll.poll(&mut self.events, Some(wait.min(self.shard.timeout()))).unwrap();
+        let now = &mut self.shard.local.now;
+        now.read();
+        (now.ms, now.tick) = (now.ms + ms, now.tick + ticks(ms));
+        self.shard.round(&self.events);
+    }
+
+    /// Rounds until something is so; the bound is for a test that has failed.
+    fn rounds_until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
+        let began = std::time::Instant::now();
+        while !is_so(self) {
+            assert!(began.elapsed() < Duration::from_secs(20), "waited in vain for {what}");
+            self.round_later(0);
+        }
+    }
+
+    /// What the only sessions wait for.
+    fn pending(&mut self) -> Vec<Pending> {
+        let tokens = self.shard.slots.tokens();
+        tokens.into_iter().filter_map(|token| self.shard.slots.get_mut(token).map(|slot| slot.pending)).collect()
+    }
+
+    /// A client whose message waits for the next hop, with `behind` pipelined; the id of the question.
+    fn passing(&mut self, behind: &str) -> (Client<TcpStream>, u64) {
+        let mut client = Client::new(dial(self.address));
+        client.send(&format!("EHLO c.example\r\n{MAIL}DATA\r\n"));
+        let at = |bench: &mut Self| bench.shard.slots.tokens().len() == 1;
+        self.rounds_until("the client", at);
+        loop {
+            self.round_later(0);
+            client.stream.get_ref().set_nonblocking(true).unwrap();
+            let mut seen = [0; 1024];
+            let octets = client.stream.get_ref().peek(&mut seen).unwrap_or_default();
+            client.stream.get_ref().set_nonblocking(false).unwrap();
+            if String::from_utf8_lossy(&seen[..octets]).contains("\r\n354 ") {
+                break;
+            }
+        }
+        while !client.reply().starts_with("354 ") {}
+        client.send(&format!("Subject: hello\r\n\r\nhello\r\n.\r\n{behind}"));
+        let mut id = None;
+        self.rounds_until("the question to delivery", |bench| {
+            id = heard(&bench.delivery).pop();
+            id.is_some()
+        });
+        (client, id.unwrap())
+    }
+
+    fn delivered(&self, id: u64) {
+        let mut outbox = Outbox::new(1 << 16);
+        let answer = link::pass::Answer { code: 250, text: "2.0.0 Ok: passed on", taken: 1 };
+        outbox.push(link::pass::ANSWER, id, |to| answer.encode(to)).unwrap();
+        assert!(outbox.flush(&self.delivery).unwrap());
+    }
+}
+
+/// Ids of what was asked.
+fn heard(link: &Link) -> Vec<u64> {
+    let (mut packet, mut ids) = (Vec::new(), Vec::new());
+    while let Received::Packet { .. } = link.receive(&mut packet).unwrap() {
+        ids.extend(frames(&packet).map(|frame| frame.unwrap().id));
+    }
+    ids
+}
+
+const MAIL: &str = "MAIL FROM:<x@far.example>\r\nRCPT TO:<bob@far.example>\r\n";
+/// The directory is asked for this one.
+const ASKED: &str = "MAIL FROM:<x@far.example>\r\nRCPT TO:<carol@demo.test>\r\n";
+
+#[test]
+fn an_answer_that_comes_with_the_deadline_is_the_answer() {
+    let mut bench = Bench::new();
+    let (mut client, id) = bench.passing("");
+    assert_eq!(bench.pending(), [Pending::Passing]);
+    bench.delivered(id);
+    bench.round_later(600_000);
+    assert_eq!(client.reply(), "250 2.0.0 Ok: passed on\r\n");
+}
+
+#[test]
+fn what_an_answer_lets_a_session_ask_leaves_in_the_same_round() {
+    let mut bench = Bench::new();
+    let (mut client, id) = bench.passing(ASKED);
+    bench.delivered(id);
+    bench.rounds_until("the question", |bench| bench.pending() == [Pending::Question]);
+    assert_eq!(heard(&bench.directory).len(), 1);
+    assert_eq!(client.reply(), "250 2.0.0 Ok: passed on\r\n");
+}
