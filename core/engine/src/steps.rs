@@ -183,6 +183,11 @@ impl Steps {
         library.close_old();
     }
 
+    /// Whether the step of `session` that stands at `index` has no answer yet.
+    pub fn is_asked(&mut self, session: Token, index: u32) -> bool {
+        self.pending.at_mut(index).is_some_and(|pending| pending.session == session)
+    }
+
     /// Leaves the process that owes the answer at `index`: whoever waits for it is told, and nothing new is sent
     /// there. Its runner and generation.
     pub fn leave_debtor(&mut self, index: u32, answers: &mut Vec<(Token, Outcome)>) -> Option<(u16, u32)> {
@@ -196,7 +201,7 @@ impl Steps {
 
     /// Forgets the step of `session` that stands at `index`.
     pub fn forget(&mut self, session: Token, index: u32) -> bool {
-        let is_it = self.pending.at_mut(index).is_some_and(|pending| pending.session == session);
+        let is_it = self.is_asked(session, index);
         let id = self.pending.token_at(index).filter(|_| is_it);
         let Some(pending) = id.and_then(|id| self.pending.remove(id)) else { return false };
         if pending.host.is_none() {

@@ -101,6 +101,10 @@ impl Shard {
             }
             Pending::Step => {
                 let question = slot.question;
+                if !self.local.steps.is_asked(token, question) {
+                    // Its process was just left for somebody else's sake: it is told with the others.
+                    return;
+                }
                 self.local.watch.add(Counter::EffectsTimedOut, 1);
                 // Those who wait for the same process are told at the end of this turn.
                 let mut others = Vec::new();

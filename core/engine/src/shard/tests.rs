@@ -5,10 +5,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::AtomicU64;
 
 use hmac::{Hmac, KeyInit};
+use link::mechanism::{Described, Description};
 use link::{Link, Outbox, Received, frames};
 use mio::{Events, Poll};
+use plugin_host::RemoteLibrary;
+use sasl::{MechanismName, Runner};
 use smtp::listener::{Listener, Tls};
-use smtp::{Role, testing};
+use smtp::{Phase, Role};
 use spool::RealDisk;
 
 use super::*;
@@ -129,22 +132,24 @@ impl Bench {
         tokens.into_iter().filter_map(|token| self.shard.slots.get_mut(token).map(|slot| slot.pending)).collect()
     }
 
+    /// A process that runs a library's mechanism X-A, and takes steps without ever answering them.
+    fn runner(&mut self, library: &Arc<RemoteLibrary>) -> Link {
+        let (here, there) = Link::pair().unwrap();
+        self.shard.take_mail(Mail::Runner(Arc::clone(library), 1, here, true));
+        there
+    }
+
     /// A client whose message waits for the next hop, with `behind` pipelined; the id of the question.
     fn passing(&mut self, behind: &str) -> (Client<TcpStream>, u64) {
         let mut client = Client::new(dial(self.address));
         client.send(&format!("EHLO c.example\r\n{MAIL}DATA\r\n"));
-        let at = |bench: &mut Self| bench.shard.slots.tokens().len() == 1;
-        self.rounds_until("the client", at);
-        loop {
-            self.round_later(0);
-            client.stream.get_ref().set_nonblocking(true).unwrap();
-            let mut seen = [0; 1024];
-            let octets = client.stream.get_ref().peek(&mut seen).unwrap_or_default();
-            client.stream.get_ref().set_nonblocking(false).unwrap();
-            if String::from_utf8_lossy(&seen[..octets]).contains("\r\n354 ") {
-                break;
-            }
-        }
+        self.rounds_until("the go-ahead", |bench| {
+            let slots = &mut bench.shard.slots;
+            slots
+                .tokens()
+                .into_iter()
+                .any(|token| slots.get_mut(token).is_some_and(|slot| slot.session.phase() == Phase::Data))
+        });
         while !client.reply().starts_with("354 ") {}
         client.send(&format!("Subject: hello\r\n\r\nhello\r\n.\r\n{behind}"));
         let mut id = None;
@@ -194,4 +199,39 @@ fn what_an_answer_lets_a_session_ask_leaves_in_the_same_round() {
     bench.rounds_until("the question", |bench| bench.pending() == [Pending::Question]);
     assert_eq!(heard(&bench.directory).len(), 1);
     assert_eq!(client.reply(), "250 2.0.0 Ok: passed on\r\n");
+}
+
+#[test]
+fn two_steps_that_are_late_together_end_once_each() {
+    let library = Arc::new(RemoteLibrary::new("a", Runner(0), &[MechanismName::parse(b"X-A").unwrap()], false, None));
+    let (flags, needs, strength, steps_max) = (1, 1, 1, 4);
+    let (message_octets_max, output_octets_max) = (100, 10);
+    library.describe(&Description {
+        mechanisms: vec![Described {
+            name: "X-A",
+            flags,
+            needs,
+            strength,
+            message_octets_max,
+            output_octets_max,
+            steps_max,
+            plus_of: "",
+        }],
+    });
+    let mut bench = Bench::with(|listener| listener.mechanisms = vec![library.mechanisms[0].clone()]);
+    let stuck = bench.runner(&library);
+    let mut clients: Vec<_> = (0..2).map(|_| Client::new(dial(bench.address))).collect();
+    for client in &mut clients {
+        client.send(&format!("EHLO c.example\r\nAUTH X-A bQ==\r\n{ASKED}"));
+    }
+    bench.rounds_until("both steps", |bench| bench.pending() == [Pending::Step, Pending::Step]);
+    bench.round_later(u64::from(u16::MAX));
+    // The answer to a step is none to the recipient that is asked about next.
+    assert_eq!(bench.pending(), [Pending::Question, Pending::Question]);
+    assert_eq!(heard(&stuck).len(), 2);
+    for client in &mut clients {
+        (0..2).for_each(|_| drop(client.reply()));
+        assert!(client.reply().starts_with("454 4.7.0 "));
+        assert_eq!(client.reply(), "250 2.1.0 Sender ok\r\n");
+    }
 }
