@@ -53,9 +53,10 @@ impl Shard {
         };
         if !plain.is_empty() && matches!(state, Some(tls::State::Open | tls::State::PeerClosed)) {
             self.feed(token, &plain, None);
-            if self.local.secret || !self.is_in_message(token) {
-                sasl::wipe(&mut plain);
-            }
+        }
+        // Also what stood before a record that is none, and was not given to the session.
+        if self.is_secret(token) {
+            sasl::wipe(&mut plain);
         }
         // A flight of the handshake, a ticket, an alert; feed() has sent it along with replies.
         self.flush(token);

@@ -79,7 +79,9 @@ impl Shard {
             left -= 1;
             match rustix::io::read(&slot.fd, &mut input[..]) {
                 Ok(0) => break true,
-                Ok(_) | Err(Errno::INTR) => {}
+                // Whoever pipelines may have said a password.
+                Ok(octets) => sasl::wipe(input.get_mut(..octets).unwrap_or_default()),
+                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break false,
                 Err(_) => break true,
             }

@@ -1,6 +1,7 @@
 //! A shard whose rounds the test makes, one by one and at the time that it says: what must not depend on which
 //! things happen in the same round.
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::AtomicU64;
 
@@ -9,6 +10,7 @@ use link::mechanism::{Described, Description};
 use link::{Link, Outbox, Received, frames};
 use mio::{Events, Poll};
 use plugin_host::RemoteLibrary;
+use rustls::pki_types::CertificateDer;
 use sasl::{MechanismName, Runner};
 use smtp::listener::{Listener, Tls};
 use smtp::{Phase, Role};
@@ -17,14 +19,14 @@ use spool::RealDisk;
 use super::*;
 use crate::budget::Budget;
 use crate::cache::{Addresses, Passwords};
-use crate::connection::{Pending, ticks};
+use crate::connection::{Pending, Stage, ticks};
 use crate::entropy::Entropy;
 use crate::host::Now;
 use crate::passing::Passing;
 use crate::questions::Questions;
 use crate::setup::{Deadlines, Passes, Port};
 use crate::steps::Steps;
-use crate::tests::rig::{Client, dial, listen, listener};
+use crate::tests::rig::{Client, client_tls, dial, listen, listener, server_tls};
 use crate::watch::Watch;
 use crate::worker::Results;
 
@@ -35,6 +37,7 @@ struct Bench {
     address: SocketAddr,
     directory: Link,
     delivery: Link,
+    root: CertificateDer<'static>,
     _spool: spool::Writer,
     _folder: tempfile::TempDir,
 }
@@ -49,10 +52,11 @@ impl Bench {
         change(&mut listener);
         let socket = listen(0);
         let address = socket.local_addr().unwrap();
+        let (server, root) = server_tls();
         let port = Port {
             listener: Arc::new(listener),
             sockets: Vec::new(),
-            tls: None,
+            tls: Some(Arc::new(server)),
             backend: None,
             exempt_nets: vec!["127.0.0.0/8".parse().unwrap()],
             cleartext_nets: vec!["127.0.0.0/8".parse().unwrap()],
@@ -104,7 +108,7 @@ impl Bench {
         let sockets = vec![(0, OwnedFd::from(socket))];
         let shard = Shard::new(Beginning { poll, inbox, shared, local, sockets, slots_max: 100 }).unwrap();
         let events = Events::with_capacity(64);
-        Self { shard, events, address, directory, delivery, _spool: spool, _folder: folder }
+        Self { shard, events, address, directory, delivery, root, _spool: spool, _folder: folder }
     }
 
     /// One round, so much later.
@@ -124,6 +128,11 @@ impl Bench {
             assert!(began.elapsed() < Duration::from_secs(20), "waited in vain for {what}");
             self.round_later(0);
         }
+    }
+
+    /// The client's side of TLS.
+    fn client(&self) -> rustls::ClientConnection {
+        client_tls(&self.root)
     }
 
     /// What the only sessions wait for.
@@ -234,4 +243,43 @@ fn two_steps_that_are_late_together_end_once_each() {
         assert!(client.reply().starts_with("454 4.7.0 "));
         assert_eq!(client.reply(), "250 2.1.0 Sender ok\r\n");
     }
+}
+
+#[test]
+fn what_is_thrown_away_at_the_end_does_not_stay_in_memory() {
+    let mut bench = Bench::new();
+    let mut client = Client::new(dial(bench.address));
+    let secret = "AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n";
+    client.send(&format!("QUIT\r\n{}", secret.repeat(2000)));
+    bench.rounds_until("the client", |bench| !bench.shard.slots.is_empty());
+    bench.rounds_until("the last reply", |bench| {
+        let slots = &mut bench.shard.slots;
+        slots.tokens().into_iter().all(|token| slots.get_mut(token).is_some_and(|slot| slot.stage == Stage::Linger))
+    });
+    client.send(secret);
+    drop(client);
+    bench.rounds_until("the end", |bench| bench.shard.slots.is_empty());
+    assert!(bench.shard.input.iter().all(|&octet| octet == 0));
+}
+
+#[test]
+fn what_stood_before_a_broken_record_does_not_stay_in_memory() {
+    let mut bench = Bench::with(|listener| listener.tls = Tls::Implicit);
+    let (mut stream, mut client) = (dial(bench.address), bench.client());
+    stream.set_nonblocking(true).unwrap();
+    bench.rounds_until("the handshake", |_| {
+        // Once it does not go on, it is the shard's turn.
+        let _ = client.complete_io(&mut stream);
+        !client.is_handshaking() && !client.wants_write()
+    });
+    let mut records = Vec::new();
+    for line in ["AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n", "NOOP\r\n"] {
+        client.writer().write_all(line.as_bytes()).unwrap();
+        client.write_tls(&mut records).unwrap();
+    }
+    *records.last_mut().unwrap() ^= 1;
+    stream.write_all(&records).unwrap();
+    bench.rounds_until("the end", |bench| bench.shard.slots.is_empty());
+    assert!(!bench.shard.plain.is_empty());
+    assert!(bench.shard.plain.iter().all(|&octet| octet == 0));
 }

@@ -148,13 +148,12 @@ impl Shard {
             slot.clear(flag::READABLE);
         }
         self.local.watch.add(Counter::OctetsReceived, octets as u64);
-        let content = slot.session.phase() == Phase::Data;
-        self.local.secret = !content;
+        self.local.secret = slot.session.phase() != Phase::Data;
         if encrypted {
             // Decrypted where it lies.
             let net = input.get_mut(..octets).unwrap_or_default();
             let read = self.decrypt(token, net, octets);
-            if self.is_secret(token, content) {
+            if self.is_secret(token) {
                 sasl::wipe(net);
             }
             return read;
@@ -168,7 +167,7 @@ impl Shard {
         }
         let input = input.get_mut(..kept + octets).unwrap_or_default();
         self.feed(token, input, None);
-        if self.is_secret(token, content) {
+        if self.is_secret(token) {
             sasl::wipe(input);
         }
         Read::Octets(octets)
@@ -176,12 +175,9 @@ impl Shard {
 
     /// Whether what was read has to be wiped: all but the content of messages. A client that is out of step says
     /// its password as a command.
-    fn is_secret(&mut self, token: Token, content: bool) -> bool {
-        self.local.secret || !content || !self.is_in_message(token)
-    }
-
-    pub(super) fn is_in_message(&mut self, token: Token) -> bool {
-        self.slots.get_mut(token).is_some_and(|slot| slot.session.phase() == Phase::Data)
+    pub(super) fn is_secret(&mut self, token: Token) -> bool {
+        let in_message = self.slots.get_mut(token).is_some_and(|slot| slot.session.phase() == Phase::Data);
+        self.local.secret || !in_message
     }
 
     /// Gives `input` to the session, or, after an effect, what `first` says and then `input`; sends all

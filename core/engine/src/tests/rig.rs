@@ -156,15 +156,7 @@ impl Rig {
     pub fn start_on(plan: Plan, socket: TcpListener) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = socket.local_addr().unwrap();
-        let made = tls::self_signed(&["mx.example"], 30).unwrap();
-        let certificate = tls::Certificate::from_pem(
-            tls::Pem { file: "cert.pem", octets: made.certificate_pem.as_bytes() },
-            tls::Pem { file: "key.pem", octets: made.key_pem.as_bytes() },
-        )
-        .unwrap();
-        let store = Arc::new(tls::CertificateStore::new(tls::CertificateSet::new(vec![certificate]).unwrap()));
-        let keys = Arc::new(tls::TicketKeys::new(&[[7; 32]]));
-        let server = tls::ServerTls::new(&tls::Settings::default(), store, keys).unwrap();
+        let (server, root) = server_tls();
 
         let directory = Directory::new();
         let links = (0..plan.shards).map(|_| directory.link()).collect();
@@ -211,7 +203,6 @@ impl Rig {
             bounds: plan.bounds,
         };
         let handle = Some(Worker::start(setup).unwrap());
-        let root = CertificateDer::from_pem_slice(made.certificate_pem.as_bytes()).unwrap();
         Self { handle, address, socket, notices, board, directory, delivery, root, folder }
     }
 
@@ -236,12 +227,7 @@ impl Rig {
 
     /// TLS over a connection.
     pub fn tls(&self, stream: TcpStream) -> Client<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.root.clone()).unwrap();
-        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let name = ServerName::try_from("mx.example").unwrap();
-        let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        Client::new(rustls::StreamOwned::new(connection, stream))
+        Client::new(rustls::StreamOwned::new(client_tls(&self.root), stream))
     }
 
     /// Waits until the worker says `value` for the sessions.
@@ -269,6 +255,29 @@ impl Rig {
         }
         messages
     }
+}
+
+/// TLS of a server, and the certificate that its clients believe.
+pub fn server_tls() -> (tls::ServerTls, CertificateDer<'static>) {
+    let made = tls::self_signed(&["mx.example"], 30).unwrap();
+    let certificate = tls::Certificate::from_pem(
+        tls::Pem { file: "cert.pem", octets: made.certificate_pem.as_bytes() },
+        tls::Pem { file: "key.pem", octets: made.key_pem.as_bytes() },
+    )
+    .unwrap();
+    let store = Arc::new(tls::CertificateStore::new(tls::CertificateSet::new(vec![certificate]).unwrap()));
+    let keys = Arc::new(tls::TicketKeys::new(&[[7; 32]]));
+    let server = tls::ServerTls::new(&tls::Settings::default(), store, keys).unwrap();
+    (server, CertificateDer::from_pem_slice(made.certificate_pem.as_bytes()).unwrap())
+}
+
+/// A client's side of it.
+pub fn client_tls(root: &CertificateDer<'static>) -> rustls::ClientConnection {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.clone()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from("mx.example").unwrap();
+    rustls::ClientConnection::new(Arc::new(config), name).unwrap()
 }
 
 /// Waits for something that another thread does; the bound is for a test that has failed.
