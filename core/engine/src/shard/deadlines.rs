@@ -94,10 +94,11 @@ impl Shard {
                 let question = slot.question;
                 self.local.watch.add(Counter::EffectsTimedOut, 1);
                 self.local.watch.add(Counter::DirectoryTemporary, 1);
-                return match self.local.questions.forget(token, question) {
-                    Some(outcome) => self.resume(token, outcome),
-                    None => self.farewell(token, Farewell::Internal),
+                let Some(outcome) = self.local.questions.forget(token, question) else {
+                    self.farewell(token, Farewell::Internal);
+                    return self.turn(token);
                 };
+                return self.resume(token, outcome);
             }
             Pending::Step => {
                 let question = slot.question;

@@ -283,3 +283,18 @@ fn what_stood_before_a_broken_record_does_not_stay_in_memory() {
     assert!(!bench.shard.plain.is_empty());
     assert!(bench.shard.plain.iter().all(|&octet| octet == 0));
 }
+
+#[test]
+fn a_question_that_nobody_knows_of_ends_its_session() {
+    let mut bench = Bench::new();
+    let mut client = Client::new(dial(bench.address));
+    bench.rounds_until("the client", |bench| !bench.shard.slots.is_empty());
+    let token = bench.shard.slots.tokens()[0];
+    bench.shard.local.effect_ms = 1000;
+    let slot = bench.shard.slots.get_mut(token).unwrap();
+    (slot.pending, slot.question) = (Pending::Question, 7);
+    bench.shard.arm_effect(token);
+    bench.round_later(2000);
+    assert!(bench.shard.slots.is_empty());
+    assert!(client.rest().ends_with("421 4.3.0 Internal error; closing\r\n"));
+}
