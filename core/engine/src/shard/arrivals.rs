@@ -24,15 +24,15 @@ use crate::wheel::Link;
 impl Shard {
     pub(super) fn accept(&mut self) {
         let now_ms = self.local.now.ms;
-        let mut left = ACCEPTS_MAX;
-        for number in 0..self.doors.len() {
-            // Each door gets its share even when another one is flooded.
-            let mut share = ACCEPTS_MAX.div_ceil(self.doors.len());
-            while left > 0 && share > 0 {
+        let doors = self.doors.len();
+        for number in 0..doors {
+            // Each door gets its share even when all others are flooded.
+            let mut share = (ACCEPTS_MAX / doors).max(1);
+            while share > 0 {
                 match self.doors.accept(number, self.poll.registry(), now_ms) {
                     Arrival::Nobody => break,
                     Arrival::Client { fd, address, port } => {
-                        (left, share) = (left - 1, share - 1);
+                        share -= 1;
                         let ip = address.ip().to_canonical();
                         self.welcome(fd, ip, address.port(), port);
                     }
@@ -137,5 +137,5 @@ impl Shard {
 /// To a client that has too many sessions already (PROTOCOL row 20).
 const TOO_MANY: &str = "421 4.7.0 Too many connections from your network; please try again later";
 
-/// Connections accepted in a turn; existing ones come first.
+/// Connections accepted in a turn, unless there are more doors; existing ones come first.
 const ACCEPTS_MAX: usize = 64;

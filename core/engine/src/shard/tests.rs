@@ -1,7 +1,7 @@
 //! A shard whose rounds the test makes, one by one and at the time that it says: what must not depend on which
 //! things happen in the same round.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::AtomicU64;
 
@@ -35,6 +35,7 @@ struct Bench {
     shard: Shard,
     events: Events,
     address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     directory: Link,
     delivery: Link,
     root: CertificateDer<'static>,
@@ -44,14 +45,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(|_| {})
+        Self::with(1, |_| {})
     }
 
-    fn with(change: impl FnOnce(&mut Listener)) -> Self {
+    fn with(doors: usize, change: impl FnOnce(&mut Listener)) -> Self {
         let mut listener = listener(Role::Mx, Tls::Off);
         change(&mut listener);
-        let socket = listen(0);
-        let address = socket.local_addr().unwrap();
+        let sockets: Vec<_> = (0..doors).map(|_| listen(0)).collect();
+        let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
         let (server, root) = server_tls();
         let port = Port {
             listener: Arc::new(listener),
@@ -105,10 +106,20 @@ impl Bench {
             session_base: 0,
             spare: Vec::new(),
         };
-        let sockets = vec![(0, OwnedFd::from(socket))];
+        let sockets = sockets.into_iter().map(|socket| (0, OwnedFd::from(socket))).collect();
         let shard = Shard::new(Beginning { poll, inbox, shared, local, sockets, slots_max: 100 }).unwrap();
         let events = Events::with_capacity(64);
-        Self { shard, events, address, directory, delivery, root, _spool: spool, _folder: folder }
+        Self {
+            shard,
+            events,
+            address: addresses[0],
+            addresses,
+            directory,
+            delivery,
+            root,
+            _spool: spool,
+            _folder: folder,
+        }
     }
 
     /// One round, so much later.
@@ -227,7 +238,7 @@ fn two_steps_that_are_late_together_end_once_each() {
             plus_of: "",
         }],
     });
-    let mut bench = Bench::with(|listener| listener.mechanisms = vec![library.mechanisms[0].clone()]);
+    let mut bench = Bench::with(1, |listener| listener.mechanisms = vec![library.mechanisms[0].clone()]);
     let stuck = bench.runner(&library);
     let mut clients: Vec<_> = (0..2).map(|_| Client::new(dial(bench.address))).collect();
     for client in &mut clients {
@@ -264,7 +275,7 @@ fn what_is_thrown_away_at_the_end_does_not_stay_in_memory() {
 
 #[test]
 fn what_stood_before_a_broken_record_does_not_stay_in_memory() {
-    let mut bench = Bench::with(|listener| listener.tls = Tls::Implicit);
+    let mut bench = Bench::with(1, |listener| listener.tls = Tls::Implicit);
     let (mut stream, mut client) = (dial(bench.address), bench.client());
     stream.set_nonblocking(true).unwrap();
     bench.rounds_until("the handshake", |_| {
@@ -297,4 +308,17 @@ fn a_question_that_nobody_knows_of_ends_its_session() {
     bench.round_later(2000);
     assert!(bench.shard.slots.is_empty());
     assert!(client.rest().ends_with("421 4.3.0 Internal error; closing\r\n"));
+}
+
+#[test]
+fn the_last_door_is_opened_when_all_others_are_flooded() {
+    let mut bench = Bench::with(9, |_| {});
+    let others: Vec<_> = bench.addresses.iter().take(8).flat_map(|&door| (0..8).map(move |_| dial(door))).collect();
+    let mut last = dial(bench.addresses[8]);
+    last.set_nonblocking(true).unwrap();
+    bench.round_later(0);
+    let mut greeting = [0; 4];
+    last.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"220 ");
+    drop(others);
 }
