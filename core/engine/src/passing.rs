@@ -171,9 +171,10 @@ impl Passing {
         }
     }
 
-    /// When [`Passing::give_up`] has to be called.
-    pub fn give_up_at(&self) -> Option<u64> {
-        if self.asked.is_empty() {
+    /// When [`Passing::give_up`] has to be called. After that time it is whenever a file has been written, which tells of
+    /// itself.
+    pub fn give_up_at(&self, now_ms: u64) -> Option<u64> {
+        if self.asked.is_empty() || self.is_given_up(now_ms) {
             return None;
         }
         self.lost_ms.map(|lost| lost + LOST_MS_MAX)
@@ -351,7 +352,7 @@ mod tests {
         passing.handed(one, Ok(handed(1)), &mut news);
         begin(&mut passing, 2);
         assert!(passing.begin(Token::outside(3), QueueId(3), 1, 2, 10).is_none());
-        assert_eq!(passing.give_up_at(), Some(10 + LOST_MS_MAX));
+        assert_eq!(passing.give_up_at(0), Some(10 + LOST_MS_MAX));
         passing.give_up(9 + LOST_MS_MAX, &mut news);
         assert!(news.answers.is_empty());
         passing.give_up(10 + LOST_MS_MAX, &mut news);
@@ -366,5 +367,18 @@ mod tests {
         say(&there, 7, Answer { code: 250, text: "two\r\nlines", taken: 0 });
         passing.receive(0, &mut news).unwrap_err();
         assert!(passing.link().is_none());
+    }
+
+    #[test]
+    fn what_is_still_being_written_when_delivery_is_given_up_does_not_keep_the_shard_awake() {
+        let (mut passing, mut news) = (Passing::new(None, 8, 0), News::default());
+        let slow = begin(&mut passing, 1);
+        assert_eq!(passing.give_up_at(0), Some(LOST_MS_MAX));
+        passing.give_up(LOST_MS_MAX, &mut news);
+        assert_eq!(passing.give_up_at(LOST_MS_MAX), None);
+        assert!(news.answers.is_empty());
+        passing.handed(slow, Ok(handed(1)), &mut news);
+        passing.give_up(LOST_MS_MAX + 1, &mut news);
+        assert!(matches!(&news.answers[..], [(_, Outcome::Commit(Err(Trouble::Temporary)))]));
     }
 }

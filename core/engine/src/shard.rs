@@ -270,7 +270,7 @@ impl Shard {
         let next = [
             self.wheel.next().map(|tick| now.at(tick)),
             self.local.questions.give_up_at(),
-            self.local.passing.give_up_at(),
+            self.local.passing.give_up_at(now.ms),
             self.doors.paused_until(),
             self.local.watch.due_ms(),
             drain,
