@@ -1,7 +1,7 @@
 //! One event loop: what a shard is, and what happens in a round of its loop.
 //!
 //! ```text
-//! poll → clocks → events │ run queue │ inbox │ directory │ wheel │ doors → questions and steps leave → counts leave
+//! poll → clocks → events │ run queue │ mail │ answers │ deadlines, drain │ accepts → questions leave → commits, counts
 //!
 //! clients come      arrivals     accepted, admitted or told why not
 //! a connection      turn         its turn: octets in, the session, replies out
