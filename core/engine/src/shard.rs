@@ -145,8 +145,8 @@ impl Shard {
             closed: false,
             due: Vec::new(),
         };
-        shard.watch_directory()?;
-        shard.watch_delivery()?;
+        shard.watch_link(shard.local.questions.link(), DIRECTORY)?;
+        shard.watch_link(shard.local.passing.link(), DELIVERY)?;
         Ok(shard)
     }
 

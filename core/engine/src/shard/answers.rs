@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+use link::Link;
 use mio::Interest;
 use mio::unix::SourceFd;
 use telemetry::{Counter, Event, Level};
 
-use super::{DELIVERY, DIRECTORY, Shard, mio_token};
+use super::{Shard, mio_token};
 use crate::connection::Pending;
 use crate::passing::Doubt;
 use crate::questions::{Lost, Memory};
@@ -15,18 +16,11 @@ use crate::setup::Notice;
 use crate::slab::Token;
 
 impl Shard {
-    pub(super) fn watch_directory(&self) -> io::Result<()> {
-        let Some(link) = self.local.questions.link() else { return Ok(()) };
-        let token = mio_token(Token::outside(DIRECTORY));
+    /// The poll tells of a link that sessions share, under this number.
+    pub(super) fn watch_link(&self, link: Option<&Link>, number: u32) -> io::Result<()> {
+        let Some(link) = link else { return Ok(()) };
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), token, interest)
-    }
-
-    pub(super) fn watch_delivery(&self) -> io::Result<()> {
-        let Some(link) = self.local.passing.link() else { return Ok(()) };
-        let token = mio_token(Token::outside(DELIVERY));
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), token, interest)
+        self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), mio_token(Token::outside(number)), interest)
     }
 
     /// Tells sessions what their next hops said, and the operator what may be delivered twice.

@@ -1,16 +1,13 @@
 //! What other threads tell a shard: the spool about messages, the worker's handle about everything else.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use link::Link;
-use mio::Interest;
-use mio::unix::SourceFd;
 use plugin_host::RemoteLibrary;
 use telemetry::{Counter, Histogram};
 
 use super::drain::Drain;
-use super::{RUNNERS, Shard, mio_token};
+use super::{DELIVERY, DIRECTORY, RUNNERS, Shard};
 use crate::connection::{Pending, flag};
 use crate::host::committed;
 use crate::slab::Token;
@@ -66,22 +63,18 @@ impl Shard {
             Mail::Delivery(link) => {
                 self.local.passing.connect(link, &mut self.news);
                 // Unwatched it is as good as dead: what is asked ends at its deadline.
-                let _ = self.watch_delivery();
+                let _ = self.watch_link(self.local.passing.link(), DELIVERY);
             }
             Mail::Directory(link) => {
                 self.local.questions.connect(link);
-                if self.watch_directory().is_err() {
+                if self.watch_link(self.local.questions.link(), DIRECTORY).is_err() {
                     self.directory_lost();
                 }
             }
             Mail::Runner(library, generation, link, described) => {
                 let number = self.local.steps.connect(library, generation, link, described);
-                if let Some(link) = self.local.steps.link(number) {
-                    let token = mio_token(Token::outside(RUNNERS + number));
-                    let interest = Interest::READABLE | Interest::WRITABLE;
-                    // Unwatched it is as good as dead: its steps end at their deadline.
-                    let _ = self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), token, interest);
-                }
+                // Unwatched it is as good as dead: its steps end at their deadline.
+                let _ = self.watch_link(self.local.steps.link(number), RUNNERS + number);
                 self.hear_runner(number);
             }
             Mail::Drain(idle_ms, hard_ms) => {
