@@ -1,8 +1,12 @@
 //! A shard's side of mechanism-hosts, without processes.
 
-use super::*;
+use std::time::Duration;
+
 use link::mechanism::Described;
+use rustix::event::PollFlags;
 use sasl::Facts;
+
+use super::*;
 
 /// A library with one mechanism, and steps that know it.
 struct Bench {
@@ -85,6 +89,12 @@ fn heard(link: &Link) -> Option<Vec<(u16, u64)>> {
     }
 }
 
+/// Waits for the end of a link that says nothing more. A child of another test has a copy of the other side until it has
+/// become a program of its own.
+fn until_end(link: &Link) {
+    assert!(link.wait(PollFlags::IN, Some(Duration::from_secs(30))).unwrap(), "still open");
+}
+
 #[test]
 fn late_double_and_foreign_answers_find_nobody() {
     let mut bench = Bench::new();
@@ -133,6 +143,7 @@ fn a_dead_host_ends_its_exchanges_and_new_ones_wait_for_the_next() {
     bench.answers.clear();
     bench.start(8);
     drop(there);
+    until_end(bench.steps.link(number).unwrap());
     bench.steps.receive(number, &mut bench.answers);
     assert!(matches!(&bench.answers[..], [(session, _)] if session.word() == 8), "in flight: told at once");
     let Err(lost) = bench.ask(7, Event::Message) else { panic!("its state is gone") };
@@ -155,6 +166,7 @@ fn an_older_edition_finishes_what_it_began_and_is_left() {
     assert_eq!(heard(&old).unwrap().last(), Some(&(STEP, more.word())), "its state is there");
     bench.steps.finish(Token::from_word(7));
     assert_eq!(heard(&old), Some(vec![(FINISH, 0)]));
+    until_end(&old);
     assert_eq!(heard(&old), None, "closed: the process may go");
     assert_eq!(heard(&new), Some(vec![]));
 }
