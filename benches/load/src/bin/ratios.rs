@@ -110,8 +110,8 @@ struct Compared {
 /// What an idle crowd may do to the p99 of logins.
 const BESIDE_MAX: f64 = 1.2;
 
-/// Slices of logins for each pair that was asked for, see [`Bench::beside_idle`].
-const SLICES: usize = 10;
+/// Slices of logins for each pair that was asked for, see [`Bench::beside_idle`]: before there is a crowd, and beside it.
+const SLICES: [usize; 2] = [10, 30];
 
 /// Sessions with a login and a mail that one core takes in a second.
 const SESSIONS_MIN: f64 = 8_000.0;
@@ -495,8 +495,8 @@ impl<'a> Bench<'a> {
         for which in [0, 1] {
             p99(which, "4000")?;
         }
-        let pairs = self.args.pairs.max(1) * SLICES;
-        let alike = slices(pairs)?;
+        let [before, pairs] = SLICES.map(|slices| self.args.pairs.max(1) * slices);
+        let alike = slices(before)?;
         let (control, ..) = compared(&alike);
         if !(1.0 / BESIDE_MAX..=BESIDE_MAX).contains(&control) {
             return Err(format!(
@@ -517,7 +517,7 @@ impl<'a> Bench<'a> {
         drop(crowd);
 
         let (value, with, without) = compared(&beside);
-        let rounds: Vec<f64> = beside.chunks(SLICES).map(|round| compared(round).0).collect();
+        let rounds: Vec<f64> = beside.chunks(SLICES[1]).map(|round| compared(round).0).collect();
         Ok(Row {
             name: "logins-beside-idle",
             work: "p99 of new logins at a worker with idle sessions, against one without",
