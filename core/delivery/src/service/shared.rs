@@ -108,7 +108,7 @@ impl Handle {
         self.shared.tell(|inbox| inbox.bells.push(bell));
     }
 
-    /// Begin nothing new, end what is under way; then [`Service::run`] returns.
+    /// Begin nothing new, end what is under way; then [`Service::run`](crate::Service::run) returns.
     pub fn stop(&self) {
         self.shared.tell(|inbox| inbox.stop = true);
     }
