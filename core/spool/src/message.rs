@@ -9,7 +9,7 @@ use crate::segment::{RecordHeader, WriterId};
 use crate::storage::{Disk, File, RealFile};
 use crate::{Handed, names};
 
-/// Where a message lies; its name between [`Follower::next`](crate::Follower::next) and [`Follower::acknowledge`].
+/// Where a message lies; its name between [`next`](crate::Follower::next) and [`acknowledge`](crate::Follower::acknowledge).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageKey {
     /// Who wrote it.
