@@ -4,7 +4,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -97,7 +97,7 @@ impl Running {
     pub fn crowd(command: &mut Command, sessions: u64) -> Result<Self, String> {
         let mut running = Self::start(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
         let mut told = String::new();
-        if let Some(stderr) = running.stderr() {
+        if let Some(stderr) = running.child.stderr.take() {
             let lines = BufReader::new(stderr).lines().map_while(Result::ok);
             told = lines.into_iter().find(|line| line.starts_with("holding")).unwrap_or_default();
         }
@@ -135,11 +135,6 @@ impl Running {
     /// Waits for its end.
     pub fn wait(mut self) -> Result<ExitStatus, String> {
         self.child.wait().map_err(|error| error.to_string())
-    }
-
-    /// Its standard error, if that was asked for.
-    pub fn stderr(&mut self) -> Option<ChildStderr> {
-        self.child.stderr.take()
     }
 }
 

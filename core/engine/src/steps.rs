@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use link::mechanism::{self as wire, ANSWER, DESCRIPTION, Description, FINISH, STEP, WORDS};
 use link::{Link, Outbox, Received, frames};
-use plugin_host::{Remote, RemoteLibrary};
+use plugin_host::{Remote, RemoteLibrary, wire_facts};
 use sasl::{
     Event, FailureClass, Flat, Input, Mechanism, MechanismName, OwnedStep, Runner, ScramKey, Secret, Step, Traits,
 };
@@ -418,17 +418,7 @@ fn wire_step<'a>(session: Token, name: &'a MechanismName, input: &Input<'a>) -> 
         Event::Start { initial } => wire::Event::Start {
             mechanism: name.as_str(),
             initial: initial.then_some(input.message),
-            facts: wire::Facts {
-                tls: facts.tls,
-                tls_version: facts.tls_version,
-                client_certificate: facts.client_certificate,
-                plus_offered: facts.plus_offered,
-                channel_bindings: facts.channel_bindings,
-                server_name: facts.server_name,
-                client_ip: facts.client_ip,
-                listener: facts.listener,
-                sni: facts.sni,
-            },
+            facts: wire_facts(facts),
         },
         Event::Message | Event::Resume => wire::Event::Message(input.message),
         Event::Outcome(outcome) => {

@@ -154,6 +154,21 @@ fn flat<'a>(step: &Step<'a>) -> wire::Answer<'a> {
     wire::Answer { action, arg, last, parts }
 }
 
+/// The facts of a connection as they travel to the process that runs the mechanism.
+pub fn wire_facts<'a>(facts: &Facts<'a>) -> wire::Facts<'a> {
+    wire::Facts {
+        tls: facts.tls,
+        tls_version: facts.tls_version,
+        client_certificate: facts.client_certificate,
+        plus_offered: facts.plus_offered,
+        channel_bindings: facts.channel_bindings,
+        server_name: facts.server_name,
+        client_ip: facts.client_ip,
+        listener: facts.listener,
+        sni: facts.sni,
+    }
+}
+
 impl OwnedFacts {
     fn of(facts: &wire::Facts<'_>) -> Self {
         let mut this = Self {

@@ -54,6 +54,7 @@ mod watch;
 
 pub use backend::Backend;
 pub use error::{LoadError, Unfit};
+pub use exchange::wire_facts;
 pub use ffi::{Entry, LogLine};
 pub use gate::{Complain, Complaint, Fault};
 pub use note::{Note, NotedBackend, OWN_BACKEND, PanicStrategy, bits, is_backend_name};

@@ -14,7 +14,7 @@ use conformance::world::{self, Stepper};
 use link::mechanism::{self as wire, ANSWER, DESCRIPTION, FINISH, STEP};
 use link::message::Message;
 use link::{Link, Outbox, Received, Role, frames, sealed, sys};
-use plugin_host::{Demands, Ownership, Registry, Terms, Vetted};
+use plugin_host::{Demands, Ownership, Registry, Terms, Vetted, wire_facts};
 use portreeve_plugin_abi::{action, conn, out_flag};
 use rustix::event::PollFlags;
 use sasl::{Flat, Input, Mechanism, MechanismName, Proof, ScramKey, State, Status};
@@ -255,7 +255,10 @@ impl Hosted {
             Event::Start(initial) => wire::Event::Start {
                 mechanism: &self.mech,
                 initial: initial.as_ref().map(|initial| &initial.0[..]),
-                facts: wire_facts(facts).ok_or_else(|| Fault::new("A7", "impossible facts"))?,
+                facts: sasl_facts(facts)
+                    .as_ref()
+                    .map(wire_facts)
+                    .ok_or_else(|| Fault::new("A7", "impossible facts"))?,
             },
             Event::Message(message) => wire::Event::Message(&message.0),
             Event::Resume => wire::Event::Message(b""),
@@ -350,21 +353,6 @@ impl Drop for Hosted {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn wire_facts(facts: &Facts) -> Option<wire::Facts<'_>> {
-    let facts = sasl_facts(facts)?;
-    Some(wire::Facts {
-        tls: facts.tls,
-        tls_version: facts.tls_version,
-        client_certificate: facts.client_certificate,
-        plus_offered: facts.plus_offered,
-        channel_bindings: facts.channel_bindings,
-        server_name: facts.server_name,
-        client_ip: facts.client_ip,
-        listener: facts.listener,
-        sni: facts.sni,
-    })
 }
 
 /// What a mechanism-host reads of a configuration is how strictly it is to be locked up.

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -355,6 +355,17 @@ fn the_warm_up_is_counted_apart() {
     assert_eq!(cold.failed, 0, "the server is warm by now");
 }
 
+/// Waits until the idle sessions are there and it goes on. Its standard error has to stay open.
+fn until_measured(child: &mut Child) -> (rustix::process::Pid, BufReader<ChildStderr>) {
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("measured") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended by itself");
+    }
+    (rustix::process::Pid::from_raw(child.id() as i32).unwrap(), stderr)
+}
+
 #[test]
 fn a_signal_ends_it_with_what_there_is() {
     let server = Canned::new(false);
@@ -363,14 +374,7 @@ fn a_signal_ends_it_with_what_there_is() {
     command.args(["--processes", "2"]).process_group(0);
     let began = Instant::now();
     let mut child = command.spawn().unwrap();
-    // Said when the idle sessions are there; then it goes on.
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("measured") {
-        line.clear();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended by itself");
-    }
-    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    let (pid, _stderr) = until_measured(&mut child);
     rustix::process::kill_process_group(pid, rustix::process::Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(began.elapsed() < Duration::from_secs(15));
@@ -386,13 +390,7 @@ fn a_second_signal_ends_it_at_once() {
     let server = Canned::new(false);
     let mut command = load(server.1, &["--scenario", "half-open", "--hold", "25", "--count", "2", "--crowd", "1"]);
     let mut child = command.spawn().unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("measured") {
-        line.clear();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended by itself");
-    }
-    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    let (pid, _stderr) = until_measured(&mut child);
     // Sent again until it has ended: two that come together are one.
     let began = Instant::now();
     let status = loop {
