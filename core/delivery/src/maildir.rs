@@ -180,11 +180,11 @@ impl Maildir {
         out.finish()
     }
 
-    /// Makes a Maildir and what leads to it, durably.
+    /// Makes a Maildir and what leads to it, durably. `tmp/` comes last and is the sign that all is there: another
+    /// thread may write into it at once, and what it moves to `new/` must find that folder, and find it durable.
     fn make(&self, folder: &Path) -> io::Result<()> {
-        for name in ["tmp", "new", "cur"] {
-            let path = folder.join(name);
-            named(&path, DirBuilder::new().recursive(true).mode(0o700).create(&path))?;
+        for name in ["new", "cur"] {
+            make_folder(&folder.join(name))?;
         }
         // Names of new folders must outlive a crash: sync from the Maildir up to where they begin. One level
         // above the root, since that too may have been made just now.
@@ -195,8 +195,13 @@ impl Maildir {
                 break;
             }
         }
-        Ok(())
+        // Nothing that must last is ever in there.
+        make_folder(&folder.join("tmp"))
     }
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    named(path, DirBuilder::new().recursive(true).mode(0o700).create(path))
 }
 
 impl Route for Maildir {
@@ -403,6 +408,24 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Another thread takes it for the sign that the rest is there and durable.
+    #[test]
+    fn tmp_is_made_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let maildir = Maildir::new(folder.path().join("%d/%n").to_str().unwrap(), LineEnd::Lf).unwrap();
+        for missing in ["new", "cur"] {
+            let mailbox = folder.path().join("demo.test").join(missing);
+            std::fs::create_dir_all(&mailbox).unwrap();
+            std::fs::write(mailbox.join(missing), "not a folder").unwrap();
+            let error = maildir.make(&mailbox).unwrap_err().to_string();
+            assert!(error.contains(mailbox.join(missing).to_str().unwrap()), "{error}");
+            assert!(!mailbox.join("tmp").exists());
+            std::fs::remove_file(mailbox.join(missing)).unwrap();
+            maildir.make(&mailbox).unwrap();
+            assert!(["tmp", "new", "cur"].iter().all(|name| mailbox.join(name).is_dir()));
         }
     }
 

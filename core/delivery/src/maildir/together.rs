@@ -108,11 +108,11 @@ fn sync(batch: Vec<Piece>) -> Vec<(Arc<Turn>, io::Result<()>)> {
     for (Piece { fresh, folder, turn }, synced) in batch.into_iter().zip(synced) {
         let moved = match &fresh {
             Some(Fresh { tmp, new, .. }) => {
-                let moved = synced.and_then(|()| rename_new(tmp, new));
+                let moved = named(tmp, synced).and_then(|()| named(new, rename_new(tmp, new)));
                 if moved.is_err() {
                     let _ = std::fs::remove_file(tmp);
                 }
-                named(tmp, moved)
+                moved
             }
             None => Ok(()),
         };
