@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::crash::until;
-use crate::server::{Options, PATIENCE, Server, alone, output};
+use crate::server::{Options, PATIENCE, Server, alone, free_address, output};
 
 /// Files of the spool that belong to a message.
 fn bodies(folder: &Path) -> usize {
@@ -129,10 +129,7 @@ fn ten_thousand_messages_that_end_early_leave_nothing() {
     let mut server = Server::prepare(Options { tables, ..Options::default() });
     // The second mx listener takes little.
     let address = server.mx();
-    let small = SocketAddr::from((server.ip, {
-        let held = std::net::TcpListener::bind((server.ip, 0)).expect("a free port");
-        held.local_addr().expect("bound").port()
-    }));
+    let small = free_address();
     let listener = format!(
         "\n[[listener]]\nname = \"small\"\nrole = \"mx\"\nbind = [\"{small}\"]\ndomains = [\"demo.test\"]\n\
          exempt_nets = [\"127.0.0.0/8\"]\nlimits.max_size = \"{SIZE_MAX}\"\n"

@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::next_hops::{
     Daemon, is_installed, is_root, mails, open_folder, postfix_with, prepared, present, queue, submit, wait,
 };
-use crate::server::{Server, output, own_address};
+use crate::server::{Server, free_address, output};
 
 /// nsd, authoritative for `example`; everything else it refuses. Ends with its handle.
 struct NameServer {
@@ -36,9 +36,8 @@ impl NameServer {
         let dir = dir.join("nsd");
         fs::create_dir(&dir).expect("a folder");
         // An address that nobody connects from, and a port that is free there for both transports.
-        let held = TcpListener::bind((own_address(), 0)).expect("a free port");
-        let address = held.local_addr().expect("its address");
-        drop((UdpSocket::bind(address).expect("the same port"), held));
+        let address = free_address();
+        drop(UdpSocket::bind(address).expect("the same port"));
         let config = format!(
             "server:\n ip-address: {}@{}\n zonesdir: \"{dir}\"\n database: \"\"\n pidfile: \"{dir}/pid\"\n \
              logfile: \"{dir}/log\"\n username: \"\"\n chroot: \"\"\n xfrdfile: \"{dir}/xfrd\"\n zonelistfile: \"{dir}/list\"\n \
@@ -170,7 +169,7 @@ fn ready() -> bool {
 }
 
 /// A host for the world: it takes mail for these addresses, from anybody, into folders below `boxes`.
-fn host(dir: &Path, certificate: &Path, key: &Path, boxes: &[(&str, &str)]) -> (Daemon, u16) {
+fn host(dir: &Path, certificate: &Path, key: &Path, boxes: &[(&str, &str)]) -> (Daemon, SocketAddr) {
     let domains: Vec<&str> = boxes.iter().filter_map(|(address, _)| Some(address.split_once('@')?.1)).collect();
     let maps: Vec<String> = boxes.iter().map(|(address, folder)| format!("{{ {address} = {folder}/ }}")).collect();
     let more = format!(
@@ -210,14 +209,15 @@ fn mail_goes_where_the_dns_says_and_comes_back_when_it_says_nobody() {
     }
     let dir = open_folder();
     let (certificate, key) = certificate(dir.path(), &["relay.example"]);
-    let (_postfix, port) = host(dir.path(), &certificate, &key, &[("known@far.example", "known")]);
+    let (_postfix, relay) = host(dir.path(), &certificate, &key, &[("known@far.example", "known")]);
     let names = NameServer::start(
         dir.path(),
-        // Nobody listens at 127.0.0.9. Postfix is at 127.0.0.1, and reached by an alias, too.
+        // Nobody listens at 127.0.0.9. Postfix is reached by an alias, too.
         &format!(
-            "far MX 10 dead.far\nfar MX 20 alive.far\ndead.far A 127.0.0.9\nalive.far A 127.0.0.1\n\
+            "far MX 10 dead.far\nfar MX 20 alive.far\ndead.far A 127.0.0.9\nalive.far A {}\n\
              null MX 0 .\nloop MX 5 {hostname}.\nloop MX 10 alive.far\n\
              inner MX 1 inner-host\ninner-host A 10.1.2.3\n",
+            relay.ip(),
             hostname = crate::bare::HOSTNAME
         ),
     );
@@ -225,7 +225,8 @@ fn mail_goes_where_the_dns_says_and_comes_back_when_it_says_nobody() {
     let mut server = prepared(
         maildir,
         &format!(
-            "kind = \"mx\"\nport = {port}\nresolver = [\"{}\"]\nallow_private = [\"127.0.0.0/8\"]\nmta_sts = false",
+            "kind = \"mx\"\nport = {}\nresolver = [\"{}\"]\nallow_private = [\"127.0.0.0/8\"]\nmta_sts = false",
+            relay.port(),
             names.address
         ),
     );
@@ -290,12 +291,12 @@ fn a_domain_with_an_mta_sts_policy_gets_its_mail_in_verified_tls_or_not_at_all()
     let addresses: Vec<(String, &str)> =
         domains.iter().chain(&["forged"]).map(|&domain| (format!("x@{domain}.example"), domain)).collect();
     let boxes: Vec<(&str, &str)> = addresses.iter().map(|(address, folder)| (address.as_str(), *folder)).collect();
-    let (_postfix, port) = host(dir.path(), &certificate, &key, &boxes);
+    let (_postfix, relay) = host(dir.path(), &certificate, &key, &boxes);
     let policies = PolicyHost::start(&certificate, &key);
     // Postfix is known by two names, and its certificate has one of them. `forged` has a policy host without a
     // certificate.
     let zone = |id: &str| {
-        let mut zone = "mx A 127.0.0.1\nother A 127.0.0.1\n".to_owned();
+        let mut zone = format!("mx A {0}\nother A {0}\n", relay.ip());
         for domain in domains.iter().chain(&["forged"]) {
             let host = if *domain == "cert" { "other" } else { "mx" };
             zone += &format!(
@@ -316,8 +317,9 @@ fn a_domain_with_an_mta_sts_policy_gets_its_mail_in_verified_tls_or_not_at_all()
     let mut server = prepared(
         "kind = \"maildir\"\npath = \"mail/%d/%n\"",
         &format!(
-            "kind = \"mx\"\nport = {port}\nresolver = [\"{}\"]\nallow_private = [\"127.0.0.0/8\"]\nmta_sts_port = {}\n\
+            "kind = \"mx\"\nport = {}\nresolver = [\"{}\"]\nallow_private = [\"127.0.0.0/8\"]\nmta_sts_port = {}\n\
              tls_ca = {:?}",
+            relay.port(),
             names.address,
             policies.address.port(),
             dir.path().join("ca.pem")

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::bare::HOSTNAME;
 use crate::clients::{command_exists, present};
-use crate::server::{PATIENCE, build, output, program, root};
+use crate::server::{PATIENCE, build, free_address, output, program, root};
 
 pub const REALM: &str = "DEMO.TEST";
 
@@ -60,8 +60,7 @@ pub struct Realm {
 impl Realm {
     pub fn start() -> Self {
         let dir = TempDir::with_prefix("portreeve-it-krb5-").expect("a folder");
-        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let at = held.local_addr().expect("bound");
+        let at = free_address();
         let mut realm = Self { dir, kdc: None };
         let kdc_log = realm.path("kdc.log");
         let common = format!(
@@ -94,7 +93,6 @@ impl Realm {
             realm.kadmin(&format!("addprinc -randkey {service}/{HOSTNAME}@{REALM}"));
             realm.kadmin(&format!("ktadd -k {} {service}/{HOSTNAME}@{REALM}", realm.path("keytab").display()));
         }
-        drop(held);
         let mut kdc = realm.command("/usr/sbin/krb5kdc");
         kdc.args(["-n", "-r", REALM]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         realm.kdc = Some(kdc.spawn().expect("a KDC"));

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::server::{Options, PATIENCE, Server, feed, output};
+use crate::server::{Options, PATIENCE, Server, feed, free_address, output};
 
 /// Whether what a test needs is there; where CI=true it must be.
 pub fn present(what: &str, there: bool) -> bool {
@@ -208,13 +208,13 @@ pub fn dovecot(dir: &Path) -> Daemon {
 }
 
 /// A smarthost that wants TLS and AUTH, and is the last one for `far.example`.
-pub fn postfix(dir: &Path, certificate: &Path, key: &Path) -> (Daemon, u16) {
+pub fn postfix(dir: &Path, certificate: &Path, key: &Path) -> (Daemon, SocketAddr) {
     postfix_with(dir, certificate, key, "")
 }
 
 /// The same with more lines in main.cf; they win.
-pub fn postfix_with(dir: &Path, certificate: &Path, key: &Path, more: &str) -> (Daemon, u16) {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a free port").port();
+pub fn postfix_with(dir: &Path, certificate: &Path, key: &Path, more: &str) -> (Daemon, SocketAddr) {
+    let address = free_address();
     let path = dir.display();
     for folder in ["postfix", "queue", "data"] {
         fs::create_dir(dir.join(folder)).expect("a folder");
@@ -235,7 +235,7 @@ pub fn postfix_with(dir: &Path, certificate: &Path, key: &Path, more: &str) -> (
         key.display()
     );
     fs::write(dir.join("postfix/main.cf"), main).expect("main.cf");
-    let mut master = format!("127.0.0.1:{port} inet n - n - - smtpd\n");
+    let mut master = format!("{address} inet n - n - - smtpd\n");
     for (name, program, private, most) in [
         ("cleanup", "cleanup", "n", "0"),
         ("qmgr", "qmgr", "n", "1"),
@@ -265,8 +265,8 @@ pub fn postfix_with(dir: &Path, certificate: &Path, key: &Path, more: &str) -> (
     let mut daemon = Daemon::start(Command::new("postfix").arg("-c").arg(dir.join("postfix")).arg("start-fg"));
     daemon.1 = Some(dir.join("queue/pid/master.pid"));
     let log = dir.join("postfix.log");
-    wait("postfix", &|| fs::read_to_string(&log).unwrap_or_default(), || TcpStream::connect(("127.0.0.1", port)).ok());
-    (daemon, port)
+    wait("postfix", &|| fs::read_to_string(&log).unwrap_or_default(), || TcpStream::connect(address).ok());
+    (daemon, address)
 }
 
 pub fn is_installed(program: &str) -> bool {
@@ -285,14 +285,14 @@ fn dovecot_and_postfix_take_what_portreeve_accepted_and_senders_hear_of_what_the
     // The certificate of another Portreeve: the only one that is believed below.
     let other = Server::prepare(Options::default());
     let (certificate, key) = other.certificate_files();
-    let (_postfix, port) = postfix(dir.path(), &certificate, &key);
+    let (_postfix, relay) = postfix(dir.path(), &certificate, &key);
     fs::write(dir.path().join("password"), "relay-secret\n").expect("a password");
     fs::set_permissions(dir.path().join("password"), fs::Permissions::from_mode(0o600)).expect("its mode");
     let path = dir.path().display();
     let server = server(
         &format!("kind = \"lmtp\"\nto = [\"unix:{path}/lmtp\"]"),
         &format!(
-            "kind = \"smtp\"\nto = [\"127.0.0.1:1\", \"127.0.0.1:{port}\"]\ntls = \"required\"\ntls_ca = {certificate:?}\n\
+            "kind = \"smtp\"\nto = [\"127.0.0.1:1\", \"{relay}\"]\ntls = \"required\"\ntls_ca = {certificate:?}\n\
              tls_name = {:?}\nuser = \"relay@demo.test\"\npassword_file = \"{path}/password\"",
             crate::bare::HOSTNAME
         ),

@@ -80,13 +80,13 @@ fn dovecot_and_postfix_decide_while_the_client_waits() {
     let _dovecot = dovecot(dir.path());
     let other = Server::prepare(Options::default());
     let (certificate, key) = other.certificate_files();
-    let (postfix, port) = postfix(dir.path(), &certificate, &key);
+    let (postfix, relay) = postfix(dir.path(), &certificate, &key);
     fs::write(dir.path().join("password"), "relay-secret\n").expect("a password");
     let path = dir.path().display();
     let server = server(
         &format!("kind = \"lmtp\"\npass_through = true\nto = [\"unix:{path}/lmtp\"]"),
         &format!(
-            "kind = \"smtp\"\npass_through = true\nto = [\"127.0.0.1:{port}\"]\ntls = \"required\"\ntls_ca = {certificate:?}\n\
+            "kind = \"smtp\"\npass_through = true\nto = [\"{relay}\"]\ntls = \"required\"\ntls_ca = {certificate:?}\n\
              tls_name = {:?}\nuser = \"relay@demo.test\"\npassword_file = \"{path}/password\"",
             crate::bare::HOSTNAME
         ),
@@ -141,11 +141,13 @@ fn process(server: &Server, role: &str) -> Option<Pid> {
 struct Killer {
     victim: AtomicI32,
     at: Mutex<Option<Step>>,
+    /// The victim stands still.
+    stopped: AtomicBool,
 }
 
 impl Killer {
     fn new() -> Arc<Self> {
-        Arc::new(Self { victim: AtomicI32::new(0), at: Mutex::new(None) })
+        Arc::new(Self { victim: AtomicI32::new(0), at: Mutex::new(None), stopped: AtomicBool::new(false) })
     }
 
     fn arm(&self, server: &Server, role: &str, step: Step) -> Pid {
@@ -170,7 +172,10 @@ impl Killer {
                 while !is(self.victim.load(Ordering::SeqCst), 'T') {
                     std::thread::sleep(Duration::from_millis(1)); // between two looks
                 }
+                self.stopped.store(true, Ordering::SeqCst);
             }
+            // Of the message before: its client may have had its reply, and armed us, earlier.
+            (Some(Step::Said), Step::Said) if !self.stopped.swap(false, Ordering::SeqCst) => {}
             (Some(armed), step) if armed == step => {
                 *at = None;
                 signal(Signal::KILL);

@@ -97,6 +97,12 @@ pub fn own_address() -> Ipv4Addr {
     Ipv4Addr::from(0x7f00_0000 | host.max(256))
 }
 
+/// For a server that binds its address itself. Of its own: clients and other servers of other tests, at the usual
+/// loopback address, do not take the port in between.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind((own_address(), 0)).and_then(|held| held.local_addr()).expect("a free port")
+}
+
 impl Server {
     /// Starts one as usual: alice and bob, no limits for this machine.
     pub fn start() -> Self {

@@ -2,11 +2,11 @@
 //! Dovecot's submission proxy.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 
 use crate::next_hops::{Daemon, hand_over, is_installed, is_root, open_folder, present, wait};
-use crate::server::{Options, Server};
+use crate::server::{Options, Server, free_address};
 
 const MECHANISMS: [&str; 7] =
     ["SCRAM-SHA-512", "SCRAM-SHA-256", "SCRAM-SHA-1", "DIGEST-MD5", "CRAM-MD5", "PLAIN", "LOGIN"];
@@ -23,10 +23,6 @@ fn portreeve() -> Server {
     server
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a free port").port()
-}
-
 fn tag(mechanism: &str) -> String {
     format!("bob+{}@demo.test", mechanism.to_lowercase())
 }
@@ -41,7 +37,7 @@ fn postfix_logs_in_with_each_mechanism_that_cyrus_sasl_has() {
     }
     let server = portreeve();
     let dir = open_folder();
-    let (path, port) = (dir.path().display(), free_port());
+    let (path, address) = (dir.path().display(), free_address());
     for folder in ["postfix", "queue", "data"] {
         fs::create_dir(dir.path().join(folder)).expect("a folder");
     }
@@ -64,7 +60,7 @@ fn postfix_logs_in_with_each_mechanism_that_cyrus_sasl_has() {
         routes.join(", ")
     );
     fs::write(dir.path().join("postfix/main.cf"), main).expect("main.cf");
-    let mut master = format!("127.0.0.1:{port} inet n - n - - smtpd\n");
+    let mut master = format!("{address} inet n - n - - smtpd\n");
     for (name, program, private, wake, most) in [
         ("cleanup", "cleanup", "n", "-", "0"),
         ("qmgr", "qmgr", "n", "300", "1"),
@@ -90,10 +86,10 @@ fn postfix_logs_in_with_each_mechanism_that_cyrus_sasl_has() {
     daemon.1 = Some(dir.path().join("queue/pid/master.pid"));
     let log = dir.path().join("postfix.log");
     let tell = || format!("{}\n--- postfix\n{}", server.log(), fs::read_to_string(&log).unwrap_or_default());
-    wait("postfix", &tell, || TcpStream::connect(("127.0.0.1", port)).ok());
+    wait("postfix", &tell, || TcpStream::connect(address).ok());
     for mechanism in MECHANISMS {
         let text = format!("Subject: for {}\r\n\r\nhello", tag(mechanism));
-        hand_over((Ipv4Addr::LOCALHOST, port).into(), None, &tag(mechanism), "", &text, &tell);
+        hand_over(address, None, &tag(mechanism), "", &text, &tell);
     }
     for mechanism in MECHANISMS {
         let login = format!("\"mechanism\":\"{mechanism}\",\"authcid\":\"alice@demo.test\",\"code\":235");
@@ -110,18 +106,20 @@ fn dovecots_submission_proxy_logs_in() {
     }
     let server = portreeve();
     let dir = open_folder();
-    let (path, port) = (dir.path().display(), free_port());
+    let (path, address) = (dir.path().display(), free_address());
     let next = server.submission();
     fs::write(dir.path().join("passwd"), "alice@demo.test:{PLAIN}own-secret:65534:65534::::\n").expect("users");
     let config = format!(
         "base_dir = {path}/run\nstate_dir = {path}/run\nlog_path = {path}/dovecot.log\nprotocols = submission\nssl = no\n\
-         listen = 127.0.0.1\nmail_location = maildir:{path}/boxes/%n\nfirst_valid_uid = 1\nauth_mechanisms = plain\n\
+         listen = {}\nmail_location = maildir:{path}/boxes/%n\nfirst_valid_uid = 1\nauth_mechanisms = plain\n\
          disable_plaintext_auth = no\nhostname = proxy.example\n\
          passdb {{\n driver = passwd-file\n args = {path}/passwd\n}}\n\
          userdb {{\n driver = passwd-file\n args = {path}/passwd\n}}\n\
-         service submission-login {{\n inet_listener submission {{\n port = {port}\n }}\n}}\n\
+         service submission-login {{\n inet_listener submission {{\n port = {}\n }}\n}}\n\
          submission_relay_host = {}\nsubmission_relay_port = {}\nsubmission_relay_ssl = starttls\n\
          submission_relay_ssl_verify = no\nsubmission_relay_user = alice@demo.test\nsubmission_relay_password = secret\n",
+        address.ip(),
+        address.port(),
         next.ip(),
         next.port()
     );
@@ -129,9 +127,9 @@ fn dovecots_submission_proxy_logs_in() {
     let _dovecot = Daemon::start(Command::new("dovecot").args(["-F", "-c"]).arg(dir.path().join("dovecot.conf")));
     let log = dir.path().join("dovecot.log");
     let tell = || format!("{}\n--- dovecot\n{}", server.log(), fs::read_to_string(&log).unwrap_or_default());
-    wait("dovecot", &tell, || TcpStream::connect(("127.0.0.1", port)).ok());
+    wait("dovecot", &tell, || TcpStream::connect(address).ok());
     let login = Some("\0alice@demo.test\0own-secret");
-    hand_over((Ipv4Addr::LOCALHOST, port).into(), login, "bob@demo.test", "", "Subject: for bob\r\n\r\nhello", &tell);
+    hand_over(address, login, "bob@demo.test", "", "Subject: for bob\r\n\r\nhello", &tell);
     assert_eq!(server.mail("bob", 1).len(), 1, "{}", tell());
     wait("the login", &tell, || server.log().contains("\"authcid\":\"alice@demo.test\",\"code\":235").then_some(()));
 }
