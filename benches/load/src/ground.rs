@@ -339,14 +339,24 @@ pub fn output(command: &mut Command) -> Result<String, String> {
     running.output().map_err(|error| format!("{name}: {error}"))
 }
 
-/// Three ports that were free a moment ago.
+/// Three ports that are free. None of those that the system gives to clients and to who asks for any: one of these
+/// could be taken before the server has it.
 pub fn free_ports() -> Result<[u16; 3], String> {
-    let mut listeners = Vec::new();
-    let mut ports = [0; 3];
-    for port in &mut ports {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-        *port = listener.local_addr().map_err(|error| error.to_string())?.port();
-        listeners.push(listener);
+    const FIRST: u32 = 10_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let end = range.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(32_768);
+    let mut ports = Vec::new();
+    for _ in FIRST..end {
+        // Two processes begin at different places.
+        let number = (std::process::id() << 5).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = (FIRST + number % (end - FIRST)) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            ports.push(port);
+        }
+        if let Ok(three) = <[u16; 3]>::try_from(&ports[..]) {
+            return Ok(three);
+        }
     }
-    Ok(ports)
+    Err(format!("there are not three free ports at 127.0.0.1 from {FIRST} to {end}"))
 }

@@ -3,13 +3,13 @@
 //! It takes mail without login or TLS, which is in its favour; its processes stay alive between messages, as on a
 //! busy server.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portreeve_load::ground::{Running, output};
+use portreeve_load::ground::{Running, free_ports, output};
 use portreeve_load::process;
 
 /// It runs; stopped when dropped.
@@ -58,8 +58,7 @@ impl Postfix {
             std::fs::create_dir(dir.join(folder)).map_err(said)?;
         }
         output(Command::new("chown").arg("postfix").arg(dir.join("data")))?;
-        let held = TcpListener::bind("127.0.0.1:0").map_err(said)?;
-        let address = held.local_addr().map_err(said)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports()?[0]));
         let path = dir.display();
         let main = format!(
             "compatibility_level = 3.6\nqueue_directory = {path}/queue\ndata_directory = {path}/data\n\
@@ -71,13 +70,12 @@ impl Postfix {
              default_process_limit = 100\nin_flow_delay = 0\n"
         );
         std::fs::write(dir.join("etc/main.cf"), main).map_err(said)?;
-        let mut master = format!("127.0.0.1:{} inet n - n - - smtpd\n", address.port());
+        let mut master = format!("{address} inet n - n - - smtpd\n");
         for (name, program, private, wake, most) in SERVICES {
             master += &format!("{name} unix {private} - n {wake} {most} {program}\n");
         }
         master += "postlog unix-dgram n - n - 1 postlogd\n";
         std::fs::write(dir.join("etc/master.cf"), master).map_err(said)?;
-        drop(held);
         let log = std::fs::File::create(dir.join("stderr")).map_err(said)?;
         let mut start = Command::new("/usr/sbin/postfix");
         start.arg("-c").arg(dir.join("etc")).arg("start-fg").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
