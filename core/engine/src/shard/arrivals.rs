@@ -10,6 +10,7 @@ use std::sync::Arc;
 use limits::Refusal;
 use mio::Interest;
 use mio::unix::SourceFd;
+use rustix::io::Errno;
 use rustix::net::SendFlags;
 use smtp::Session;
 use smtp::host::Peer;
@@ -120,7 +121,14 @@ impl Shard {
             self.wire.extend_from_slice(line.as_bytes());
             self.wire.extend_from_slice(b"\r\n");
             // Best effort: a fresh socket has room for one line.
-            let _ = rustix::net::send(&fd, &self.wire, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            let mut rest = &self.wire[..];
+            while !rest.is_empty() {
+                match rustix::net::send(&fd, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                    Ok(octets) => rest = rest.get(octets..).unwrap_or_default(),
+                    Err(Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
             self.wire.clear();
         }
     }
