@@ -24,6 +24,7 @@ pub mod html;
 pub mod live;
 pub mod machine;
 pub mod namespace;
+pub mod output;
 pub mod permission;
 pub mod places;
 pub mod plan;

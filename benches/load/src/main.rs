@@ -1,14 +1,14 @@
 //! The command line of `portreeve-load`; see the [library](portreeve_load).
 #![forbid(unsafe_code)]
 
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use portreeve_load::output::Output;
 use portreeve_load::permission::Permission;
 use portreeve_load::plan::{Arrivals, ChannelBinding, Kind, Pipelining, Plan, Scenario, Tls};
 use portreeve_load::result::Report;
@@ -59,8 +59,9 @@ RESULT
   process and all below it together; processor time also of those that have ended, memory and context switches of
   those that are there. Memory is the private one, per idle session, and the kernel's, where both ends of each
   connection are counted when both are here. Warnings say when this program, and not the server, may be what was
-  measured. --json keeps all of it with command, plan, machine and histograms; --html makes a page with plots. On a
-  terminal a few lines show how it goes on; elsewhere a line every five seconds.
+  measured. --json keeps all of it with command, plan, machine and histograms; --html makes a page with plots. Whether
+  they can be written is told before the run; an earlier result stays until the new one is complete. On a terminal a
+  few lines show how it goes on; elsewhere a line every five seconds.
 
 MANY SESSIONS
   Each of --processes has its own limit of descriptors (`ulimit -Hn`; the soft limit is raised to it). Each source
@@ -320,11 +321,11 @@ fn start(cli: Cli) -> Result<bool, String> {
         Some(Command::Compare { a, b }) => {
             let (first, second) = (Report::read(&a)?, Report::read(&b)?);
             let table = compare::table([&a.to_string_lossy(), &b.to_string_lossy()], &first, &second);
-            write(Path::new("-"), &table).map(|()| true)
+            Output::Standard.write(&table).map(|()| true)
         }
         Some(Command::Report { json, html }) => {
-            write(&html, &html::page(&Report::read(&json)?))?;
-            Ok(true)
+            let page = html::page(&Report::read(&json)?);
+            Output::find(&html)?.write(&page).map(|()| true)
         }
         None => load(cli.run),
     }
@@ -334,15 +335,16 @@ fn load(args: RunArgs) -> Result<bool, String> {
     let mut plan = plan(&args)?;
     plan.check(&Permission { remote: args.remote, file: args.permitted.clone() })?;
     // Where the result goes is found out before it is measured, not after.
-    let standard = Path::new("-");
-    let files = [&args.json, &args.html].map(|path| path.as_deref().filter(|path| *path != standard));
-    for path in files.into_iter().flatten() {
-        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        opened.map_err(|error| format!("{}: {error}; the result cannot be written there", path.display()))?;
-    }
-    let to_stdout = args.json.as_deref() == Some(standard);
-    if to_stdout && args.html.as_deref() == Some(standard) {
-        return Err("--json - and --html -: only one of them can be on standard output".to_owned());
+    let find = |path: &Option<PathBuf>| path.as_deref().map(Output::find).transpose();
+    let (json_to, html_to) = (find(&args.json)?, find(&args.html)?);
+    match (&json_to, &html_to) {
+        (Some(Output::Standard), Some(Output::Standard)) => {
+            return Err("--json - and --html -: only one of them can be on standard output".to_owned());
+        }
+        (Some(Output::Replaced(one)), Some(Output::Replaced(other))) if one == other => {
+            return Err(format!("{}: --json and --html are two files", one.display()));
+        }
+        _ => {}
     }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -354,25 +356,16 @@ fn load(args: RunArgs) -> Result<bool, String> {
     let report = run(&plan, &Options { pid: args.pid, quiet: args.quiet, program: None, stop })?;
     let json = serde_json::to_string(&report).map_err(|error| error.to_string())?;
     // For people first: it is there even when a file cannot be written any more.
-    if !to_stdout && args.html.as_deref() != Some(standard) {
-        write(standard, &report.text())?;
+    if ![&json_to, &html_to].iter().any(|to| matches!(to, Some(Output::Standard))) {
+        Output::Standard.write(&report.text())?;
     }
-    if let Some(path) = &args.json {
-        write(path, &format!("{json}\n"))?;
+    if let Some(to) = json_to {
+        to.write(&format!("{json}\n"))?;
     }
-    if let Some(path) = &args.html {
-        write(path, &html::page(&report))?;
+    if let Some(to) = html_to {
+        to.write(&html::page(&report))?;
     }
     Ok(report.is_clean())
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    if path == Path::new("-") {
-        // Whoever reads it may have heard enough.
-        let told = |error: std::io::Error| format!("standard output: {error}");
-        return std::io::stdout().write_all(text.as_bytes()).map_err(told);
-    }
-    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// The file, then the flags.
