@@ -48,6 +48,9 @@ struct Session {
     intended: Instant,
     /// When octets last came or went.
     moved: Instant,
+    /// Octets that came since the dialogue last took some: of a handshake, of a reply that is not whole, or of records
+    /// without content.
+    untaken: usize,
     warm: bool,
     spoiled: bool,
     secured: bool,
@@ -93,6 +96,7 @@ struct Worker {
     /// Since the process began; the beginning of the mix.
     start: Instant,
     go: Option<Instant>,
+    next_tick: Instant,
     told_done: bool,
     stop: Option<Instant>,
     /// Idle sessions that are still to be begun, per scenario; slots of those that are held.
@@ -100,6 +104,8 @@ struct Worker {
     gathered: u64,
     crowd_lost: u64,
     held: Vec<usize>,
+    /// Slots whose turn was ended before all was read and sent: the others come first.
+    again: Vec<usize>,
     /// Slots before it were looked at, see `time`.
     swept: usize,
     /// Sessions of the mix that were begun, and that are in progress.
@@ -148,12 +154,14 @@ impl Worker {
             out: Vec::new(),
             start,
             go: None,
+            next_tick: start + TICK,
             told_done: false,
             stop: None,
             to_gather: plan.scenarios.iter().map(|scenario| scenario.count).collect(),
             gathered: 0,
             crowd_lost: 0,
             held: Vec::new(),
+            again: Vec::new(),
             swept: 0,
             begun: 0,
             active: 0,
@@ -168,7 +176,6 @@ impl Worker {
     fn run(mut self) -> Result<(), String> {
         let told = |error: io::Error| error.to_string();
         let mut events = Events::with_capacity(1024);
-        let mut next_tick = self.start + TICK;
         let mut swept = self.start;
         let end = self.start + Duration::from_secs_f64(self.plan.time_max + self.plan.patience);
         loop {
@@ -176,12 +183,14 @@ impl Worker {
             self.gather(now);
             self.begin(now);
             self.ring(now);
-            let mut until = next_tick;
+            let mut until = self.next_tick;
             if let Some(due) = self.due() {
                 until = until.min(due);
             }
             self.set_timer(until)?;
-            match self.poll.poll(&mut events, Some(TICK)) {
+            let again = std::mem::take(&mut self.again);
+            let wait = if again.is_empty() { TICK } else { Duration::ZERO };
+            match self.poll.poll(&mut events, Some(wait)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(told(error)),
                 _ => {}
             }
@@ -195,13 +204,11 @@ impl Worker {
                     }
                     Token(slot) => self.turn(slot),
                 }
-                // Turns that cost a lot (keys of SCRAM) must not make the parent think that nobody is there.
-                let now = Instant::now();
-                if now >= next_tick {
-                    next_tick = now + TICK;
-                    self.told_done = self.is_done(now);
-                    self.tell(now, self.told_done).map_err(told)?;
-                }
+                self.tell_between_turns().map_err(told)?;
+            }
+            for slot in again {
+                self.turn(slot);
+                self.tell_between_turns().map_err(told)?;
             }
             let now = Instant::now();
             if now >= swept + SWEEP {
@@ -215,9 +222,7 @@ impl Worker {
             }
             let done = self.is_done(now) || over;
             // The end is told at once: it is when the run is over.
-            if now >= next_tick || over || (done && !self.told_done) {
-                next_tick = now + TICK;
-                self.told_done = done;
+            if now >= self.next_tick || over || (done && !self.told_done) {
                 self.tell(now, done).map_err(told)?;
             }
             if over {
@@ -301,7 +306,14 @@ impl Worker {
         }
     }
 
+    /// Turns that cost a lot (keys of SCRAM) must not make the parent think that nobody is there.
+    fn tell_between_turns(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if now >= self.next_tick { self.tell(now, self.is_done(now)) } else { Ok(()) }
+    }
+
     fn tell(&mut self, now: Instant, done: bool) -> io::Result<()> {
+        (self.next_tick, self.told_done) = (now + TICK, done);
         let names = self.plan.scenarios.iter().map(|scenario| scenario.name.as_str());
         let tick = Tick {
             at_us: (now - self.start).as_micros() as u64,

@@ -137,6 +137,7 @@ impl Worker {
             scenario: scenario as u16,
             intended,
             moved: Instant::now(),
+            untaken: 0,
             warm,
             spoiled: false,
             secured: false,

@@ -7,7 +7,7 @@ use crate::dialogue::Trouble;
 
 impl Session {
     /// The server is not waited for any longer: how far it had come, unless an end is what was wanted.
-    fn given_up(&mut self, code: &str, why: &str) -> Option<Trouble> {
+    pub(super) fn given_up(&mut self, code: &str, why: &str) -> Option<Trouble> {
         match self.transport.is_handshaking() {
             true => Some(Trouble::new("TLS handshake", code, why)),
             false => self.dialogue.lost(code, why).err(),

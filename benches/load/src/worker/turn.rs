@@ -10,6 +10,12 @@ use crate::plan::{Kind, Tls};
 
 /// Characters of a greeting that are kept.
 const GREETING_MAX: usize = 200;
+/// Reads and pieces of a message in one turn: neither a server that floods nor one that takes as fast as we send may
+/// keep the others waiting.
+const STEPS_MAX: usize = 32;
+/// Octets that a server may send without anything that the dialogue can take. A whole handshake, and the longest reply
+/// that is waited for, are less than half of it.
+const UNTAKEN_OCTETS_MAX: usize = 256 * 1024;
 
 impl Worker {
     pub(super) fn turn(&mut self, slot: usize) {
@@ -37,11 +43,11 @@ impl Worker {
         }
     }
 
-    /// Receives and sends all that is possible; true when the session is over.
+    /// Receives and sends what is possible in one turn; true when the session is over.
     fn advance(&mut self, slot: usize, session: &mut Session, notes: &mut Notes) -> Result<bool, Trouble> {
         // A server that answers at once is read several times in one turn: the clock is read as often.
         let mut now = Instant::now();
-        loop {
+        for _ in 0..STEPS_MAX {
             let sent = session.transport.octets_sent;
             if let Err(error) = session.transport.flush() {
                 // What the server said before it closed is still to be read.
@@ -73,6 +79,11 @@ impl Worker {
             debug_assert!(octets > 0);
             now = Instant::now();
             session.moved = now;
+            session.untaken += octets;
+            if session.untaken > UNTAKEN_OCTETS_MAX {
+                let why = format!("more than {} KiB, and no reply in them", UNTAKEN_OCTETS_MAX / 1024);
+                return session.given_up("protocol", &why).map_or(Ok(true), Err);
+            }
             if session.transport.is_handshaking() {
                 continue;
             }
@@ -111,6 +122,9 @@ impl Worker {
                         let _ = session.transport.flush();
                     })?;
                 session.received.drain(..used);
+                if used > 0 {
+                    session.untaken = 0;
+                }
                 if self.follow(slot, session, then, now)? {
                     return Ok(true);
                 }
@@ -123,6 +137,8 @@ impl Worker {
                 session.received = Vec::new();
             }
         }
+        self.again.push(slot);
+        Ok(false)
     }
 
     /// Does what the dialogue wants; true when the session is over.

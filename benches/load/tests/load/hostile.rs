@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
 
 use super::*;
 
@@ -123,6 +124,101 @@ fn tls_that_turns_to_garbage() {
             let handshakes = report.errors.iter().filter(|error| error.stage == "TLS handshake");
             assert!(handshakes.map(|error| error.count).sum::<u64>() > 0, "{garbage:?}: {:?}", report.errors);
             assert_eq!(report.messages, 0);
+        }
+    }
+}
+
+/// TLS and a greeting, then tickets for later connections (RFC 8446 §4.6.1), as many as are taken: valid records, and no
+/// octet of content in them.
+fn tickets_without_end(mut stream: TcpStream, config: &Arc<rustls::ServerConfig>, greeting: &[u8]) {
+    let mut tls = rustls::ServerConnection::new(Arc::clone(config)).unwrap();
+    while tls.is_handshaking() {
+        if tls.complete_io(&mut stream).is_err() {
+            return;
+        }
+    }
+    tls.writer().write_all(greeting).unwrap();
+    while tls.wants_write() {
+        if tls.write_tls(&mut stream).is_err() {
+            return;
+        }
+    }
+    let aead = tls.negotiated_cipher_suite().and_then(|suite| suite.tls13()).unwrap().aead_alg;
+    let (first, secrets) = tls.dangerous_extract_secrets().unwrap().tx;
+    let rustls::ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else { panic!("the first suite") };
+    let mut encrypter = aead.encrypter(key, iv);
+    // Lifetime, age, nonce, the ticket of 32 octets, no extensions.
+    let fields = [&[0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 32][..], &[7; 32], &[0, 0]].concat();
+    let ticket = [&[4, 0, 0, fields.len() as u8][..], &fields].concat();
+    let mut record = |number| {
+        let payload = OutboundChunks::Single(&ticket);
+        let (typ, version) = (rustls::ContentType::Handshake, rustls::ProtocolVersion::TLSv1_3);
+        encrypter.encrypt(OutboundPlainMessage { typ, version, payload }, number).unwrap().encode()
+    };
+    // The library wants to see every number from the first on.
+    (0..first).map(&mut record).for_each(drop);
+    for from in (first..).step_by(1000) {
+        let many: Vec<u8> = (from..from + 1000).flat_map(&mut record).collect();
+        if stream.write_all(&many).is_err() {
+            return;
+        }
+    }
+}
+
+/// Octets without end, in clear and in valid records of TLS, at every place and on many connections at a time: each
+/// is an error of its session, those who are served well meanwhile end well, and so does the run.
+#[test]
+fn floods_without_end() {
+    let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| suite.suite() == rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![key.cert.der().clone()], private.into())
+        .unwrap();
+    config.enable_secret_extraction = true;
+    let config = Arc::new(config);
+    for (greeting, scenario, expect) in [
+        ("", "churn", "greeting: protocol × 40"),
+        ("220 fake\r\n", "churn", "QUIT: protocol × 40"),
+        ("220 fake\r\n", "submit", "EHLO: protocol × 40"),
+        ("220 fake\r\n", "half-open", "idle: protocol × 40"),
+        ("220 fake\r\n", "idle", "EHLO: protocol × 40"),
+    ] {
+        let config = Arc::clone(&config);
+        let server = Fake::new(move |stream, _| tickets_without_end(stream, &config, greeting.as_bytes()));
+        let hold = if scenario == "idle" { "0.1" } else { "20" };
+        let mut with = vec!["--tls", "--scenario", scenario, "--count", "40", "--hold", hold, "--processes", "2"];
+        with.extend(if scenario == "idle" { &[][..] } else { &["--concurrency", "10"] });
+        let output = output(load(server.address, &with));
+        assert_eq!(errors(&report_of(&output)), [expect], "{greeting:?} {scenario}");
+        assert_eq!(output.status.code(), Some(1), "{greeting:?} {scenario}");
+    }
+    for (flood, scenario, expect) in [
+        ("220-fake\r\n", "churn", "greeting: protocol × 30"),
+        ("2", "churn", "greeting: protocol × 30"),
+        ("250 ok\r\n", "half-open", "greeting: 250 × 30"),
+        ("220 fake\r\n", "half-open", "greeting: protocol × 30"),
+        ("250-fake\r\n", "submit", "greeting: protocol × 30"),
+    ] {
+        let server = Fake::new(move |mut stream, number| {
+            if number % 4 == 3 {
+                let _ = stream.write_all(b"220 fake\r\n");
+                let _ = stream.read(&mut [0; 512]);
+                let _ = stream.write_all(b"221 bye\r\n");
+                return;
+            }
+            let many = flood.repeat(10_000);
+            while stream.write_all(many.as_bytes()).is_ok() {}
+        });
+        let with = ["--scenario", scenario, "--count", "40", "--hold", "0.3", "--concurrency", "10"];
+        let report = report(server.address, &with);
+        assert!(errors(&report).contains(&expect.to_owned()), "{flood:?} {scenario}: {:?}", report.errors);
+        if scenario == "churn" {
+            assert_eq!((report.connections, report.failed), (10, 30), "{:?}", report.errors);
         }
     }
 }
