@@ -55,6 +55,8 @@ struct Session {
     spoiled: bool,
     secured: bool,
     held: bool,
+    /// Of an idle one that is held: where it stands among them.
+    place: usize,
     more: bool,
 }
 

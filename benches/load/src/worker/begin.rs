@@ -142,6 +142,7 @@ impl Worker {
             spoiled: false,
             secured: false,
             held: false,
+            place: 0,
             more: false,
         });
         let interest = Interest::READABLE | Interest::WRITABLE;

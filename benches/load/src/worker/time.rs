@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Alarm, PACE, Session, Worker};
 use crate::dialogue::Trouble;
 
+/// NOOPs in one turn of the loop: it must go on hearing, however many are asked for.
+const NOOPS_MAX: usize = 256;
+
 impl Session {
     /// The server is not waited for any longer: how far it had come, unless an end is what was wanted.
     pub(super) fn given_up(&mut self, code: &str, why: &str) -> Option<Trouble> {
@@ -38,7 +41,11 @@ impl Worker {
                 }
             }
         }
-        while self.go.is_some() && self.plan.noop_rate > 0.0 && self.next_noop <= now && !self.held.is_empty() {
+        for _ in 0..NOOPS_MAX {
+            let is_due = self.go.is_some() && self.plan.noop_rate > 0.0 && self.next_noop <= now;
+            if !is_due || self.held.is_empty() {
+                return;
+            }
             self.next_noop += Duration::from_secs_f64(1.0 / self.plan.noop_rate);
             let slot = self.held[self.random.below(self.held.len() as u64) as usize];
             let Some(session) = self.slots[slot].as_mut() else { continue };

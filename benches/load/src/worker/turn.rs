@@ -158,6 +158,7 @@ impl Worker {
                 match seconds {
                     // Idle sessions belong to the crowd, others go after a while.
                     None => {
+                        session.place = self.held.len();
                         self.held.push(slot);
                         self.interval.counts[usize::from(session.scenario)].done += 1;
                         let micros = now.saturating_duration_since(session.intended).as_micros() as u64;
@@ -202,7 +203,11 @@ impl Worker {
             self.count_trouble(scenario, trouble, session.warm);
         }
         if was_held {
-            self.held.retain(|&held| held != slot);
+            // The last of them takes its place: a whole crowd may be lost at once.
+            self.held.swap_remove(session.place);
+            if let Some(last) = self.held.get(session.place).and_then(|&slot| self.slots[slot].as_mut()) {
+                last.place = session.place;
+            }
             self.crowd_lost += 1;
         } else if is_idle {
             self.crowd_lost += 1;

@@ -438,6 +438,35 @@ fn a_run_ends_at_its_bound() {
     assert_eq!(errors(&report), ["greeting: unfinished × 5"]);
 }
 
+/// More NOOPs than anybody can say are as many as go, and all else goes on; a crowd may be lost at once.
+#[test]
+fn a_crowd_does_not_hold_up_the_rest() {
+    let server = Canned::new(false);
+    let with = ["--scenario", "connect", "--duration", "1", "--crowd", "10", "--noop-rate", "1e9"];
+    let busy = report(server.1, &with);
+    assert_eq!((errors(&busy), busy.crowd_lost), (vec![], 0));
+    assert!((0.9..4.0).contains(&busy.seconds), "{}", busy.seconds);
+    let noops = &busy.scenarios[1].latency_us["noop"];
+    assert!(noops.percentiles.count > 100, "{:?}", noops.percentiles);
+
+    // Each idle one is closed by the server after its second NOOP, in whatever order.
+    let server = Fake::new(|mut stream, _| {
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        let _ = stream.write_all(b"220 fake\r\n");
+        for reply in ["250 fake\r\n", "250 ok\r\n", "421 bye\r\n"] {
+            line.clear();
+            if lines.read_line(&mut line).is_ok_and(|octets| octets > 0) {
+                let _ = stream.write_all(reply.as_bytes());
+            }
+        }
+    });
+    let with = ["--scenario", "idle", "--count", "100", "--noop-rate", "2000", "--hold", "2"];
+    let lost = report(server.address, &with);
+    assert_eq!((lost.held, lost.crowd_lost, errors(&lost)), (100, 100, vec!["NOOP: 421 × 100".to_owned()]));
+    assert_eq!(lost.scenarios[0].latency_us["noop"].percentiles.count, 100);
+}
+
 #[test]
 fn others_are_refused_and_mistakes_are_told() {
     let folder = Folder::new("refused");
