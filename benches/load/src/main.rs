@@ -56,12 +56,14 @@ WHAT IS CHECKED
 RESULT
   Sessions and messages per second, percentiles of whole sessions, greetings (connect, TLS, 220), logins (AUTH to
   235), messages (end of data to 250) and NOOPs; errors by stage and code. With --pid, what the server cost: that
-  process and all below it together; processor time also of those that have ended, memory and context switches of
-  those that are there. Memory is the private one, per idle session, and the kernel's, where both ends of each
-  connection are counted when both are here. Warnings say when this program, and not the server, may be what was
-  measured. --json keeps all of it with command, plan, machine and histograms; --html makes a page with plots. Whether
-  they can be written is told before the run; an earlier result stays until the new one is complete. On a terminal a
-  few lines show how it goes on; elsewhere a line every five seconds.
+  process and all below it together. Processor time is also that of threads that have ended, and of processes that
+  have ended and were waited for. Context switches are looked at once a second, and of what has ended the last look
+  counts: what came after it is missing, and so is whoever came and went between two looks. Memory is that of who is
+  there: the private one, per idle session, and the kernel's, where both ends of each connection are counted when both
+  are here. Warnings say when this program, and not the server, may be what was measured. --json keeps all of it with
+  command, plan, machine and histograms; --html makes a page with plots. Whether they can be written is told before
+  the run; an earlier result stays until the new one is complete. On a terminal a few lines show how it goes on;
+  elsewhere a line every five seconds.
 
 MANY SESSIONS
   Each of --processes has its own limit of descriptors (`ulimit -Hn`; the soft limit is raised to it). Each source

@@ -162,7 +162,7 @@ pub struct Server {
     pub memory_octets_each: Option<f64>,
     /// The same of the kernel's objects, both ends when both are here.
     pub kernel_octets_each: Option<f64>,
-    /// Of what was measured.
+    /// Of what was measured; of threads that have ended, what they had when they were last looked at, once a second.
     pub context_switches: u64,
 }
 

@@ -11,7 +11,7 @@ use crate::doubts;
 use crate::live::Live;
 use crate::machine::{self, Machine};
 use crate::plan::{Kind, Plan};
-use crate::process::{self, Usage};
+use crate::process::{self, Usage, Watch};
 use crate::result::{Moment, Report, Server, Sum, VERSION};
 use crate::tick::Tick;
 
@@ -82,6 +82,7 @@ struct Run<'a> {
     live: Live,
     timeline: Vec<Moment>,
     last_second: Instant,
+    watch: Option<Watch>,
     last_usage: Option<Usage>,
     greeting: String,
 }
@@ -97,7 +98,9 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
         plan: Some(plan.public()),
         ..Report::default()
     };
-    let usage_before = options.pid.map(usage_of).transpose()?;
+    let mut watch = options.pid.map(watch).transpose()?;
+    // A server that has just done something else comes to rest first.
+    let usage_before = watch.as_mut().map(Watch::settle);
     let kernel_before = process::kernel_octets();
     let (loaders, ticks) = start(plan, options)?;
     let now = Instant::now();
@@ -114,6 +117,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
         live: Live::new(options.quiet),
         timeline: Vec::new(),
         last_second: now,
+        watch,
         last_usage: usage_before,
         greeting: String::new(),
     };
@@ -126,7 +130,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     let mut usage_idle = None;
     if plan.crowd() > 0 {
         report.gather_seconds = run.started.elapsed().as_secs_f64();
-        usage_idle = options.pid.map(process::settled);
+        usage_idle = run.watch.as_mut().map(Watch::settle);
         let grown = (process::kernel_octets() as f64 - kernel_before as f64) / report.held.max(1) as f64;
         let each = |usage: Usage, before: Usage| {
             (usage.anonymous_octets as f64 - before.anonymous_octets as f64) / report.held.max(1) as f64
@@ -148,7 +152,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
             let warm = Duration::from_secs_f64(plan.warm_up);
             run.until(warm.min(left(&run)), &mut report, |_| false)?;
             report.warm_up_seconds = run.phase_since.elapsed().as_secs_f64();
-            usage_begin = options.pid.map(process::usage);
+            usage_begin = run.watch.as_mut().map(Watch::look);
         }
         run.enter(Phase::Measured);
         let is_done = |run: &Run<'_>| run.loaders.iter().all(|loader| loader.last.done || loader.ended);
@@ -179,7 +183,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
         }
         report.seconds = run.phase_since.elapsed().as_secs_f64();
     }
-    let usage_end = options.pid.map(process::settled);
+    let usage_end = run.watch.as_mut().map(Watch::settle);
     report.crowd_lost = plan.crowd().saturating_sub(run.loaders.iter().map(|loader| loader.last.held).sum());
     run.finish();
     run.live.end();
@@ -200,12 +204,10 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     Ok(report)
 }
 
-fn usage_of(pid: u32) -> Result<Usage, String> {
-    if std::path::Path::new(&format!("/proc/{pid}")).exists() {
-        // A server that has just done something else comes to rest first.
-        Ok(process::settled(pid))
-    } else {
-        Err(format!("--pid {pid}: no such process"))
+fn watch(pid: u32) -> Result<Watch, String> {
+    match std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        true => Ok(Watch::new(pid)),
+        false => Err(format!("--pid {pid}: no such process")),
     }
 }
 
@@ -338,7 +340,7 @@ impl Run<'_> {
     fn second_over(&mut self) {
         let seconds = self.last_second.elapsed().as_secs_f64();
         self.last_second = Instant::now();
-        let usage = self.options.pid.map(process::usage);
+        let usage = self.watch.as_mut().map(Watch::look);
         let second = std::mem::replace(&mut self.second, Sum::new(self.plan.scenarios.len()));
         let is_idle: Vec<bool> = self.plan.scenarios.iter().map(|s| s.kind == Kind::Idle).collect();
         let sessions = if self.plan.has_mix() && self.phase != Phase::Gathering {
