@@ -386,13 +386,12 @@ impl Report {
         }
         if let Some(server) = &self.server {
             let of = if self.messages > 0 { "messages" } else { "sessions" };
-            line(
-                "server",
-                format!(
-                    "{:.2} ms processor time per 1,000 {of}, {} processes, {} context switches",
-                    server.cpu_us_each, server.processes, server.context_switches
-                ),
-            );
+            let cpu = match self.messages + self.connections {
+                0 => format!("{:.3} s processor time", server.cpu_seconds),
+                _ => format!("{:.2} ms processor time per 1,000 {of}", server.cpu_us_each),
+            };
+            let (processes, switches) = (server.processes, server.context_switches);
+            line("server", format!("{cpu}, {processes} processes, {switches} context switches"));
             let mut text = format!("{:+.1} KiB private memory", server.memory_octets as f64 / 1024.0);
             if let Some(each) = server.memory_octets_each {
                 let _ = write!(text, "; {each:.0} octets per idle session");
