@@ -12,7 +12,7 @@ use smtp::envelope::{Body, Envelope, Notify, Recipient};
 
 use crate::content::{NAME, header, numbered, sender, tail, text};
 use crate::plan::{Kind, Pipelining, Scenario, Tls};
-use crate::script::{Progress, Script, scripts, take_reply};
+use crate::script::{Progress, Script, UNASKED, scripts, take_reply};
 use crate::sizes::Random;
 
 /// What is timed, besides whole sessions.
@@ -91,6 +91,8 @@ pub struct Spec {
     settings: Vec<Arc<Settings>>,
     /// One of each user or trick.
     scripts: Vec<Arc<Script>>,
+    /// What follows a login that was refused as it should be.
+    after_refusal: Arc<Script>,
     /// Text that bodies are cut from.
     text: Arc<[u8]>,
 }
@@ -101,8 +103,13 @@ const PIECE_OCTETS: usize = 64 * 1024;
 impl Spec {
     /// Everything that is the same for all sessions is made once.
     pub fn new(scenario: &Scenario) -> Result<Self, String> {
-        let mut spec =
-            Self { scenario: scenario.clone(), settings: Vec::new(), scripts: Vec::new(), text: text(scenario) };
+        let mut spec = Self {
+            scenario: scenario.clone(),
+            settings: Vec::new(),
+            scripts: Vec::new(),
+            after_refusal: Arc::new(Script::after_refusal()),
+            text: text(scenario),
+        };
         let scripted = match scenario.kind {
             Kind::Connect | Kind::Churn | Kind::HalfOpen | Kind::Idle | Kind::Rude => true,
             Kind::Submit | Kind::Slow => scenario.pipelining == Pipelining::Stream,
@@ -325,10 +332,15 @@ impl Talk {
         notes.message_octets += if taken { (self.header.len() + self.body_octets) as u64 } else { 0 };
     }
 
+    /// The login that should be refused is.
+    fn is_refused(&self) -> bool {
+        let refused = |failure: smtp::client::Failure<'_>| (failure.stage, failure.code) == (Stage::Auth, Some(535));
+        self.spec.scenario.kind == Kind::WrongPassword && self.client.failure().is_some_and(refused)
+    }
+
     fn closed(&mut self) -> Result<Then, Trouble> {
         let wanted = self.spec.scenario.kind == Kind::WrongPassword;
         match self.client.failure() {
-            Some(failure) if wanted && (failure.stage, failure.code) == (Stage::Auth, Some(535)) => Ok(Then::Done),
             Some(failure) => Err(trouble(&failure)),
             None if wanted => Err(Trouble::new("AUTH", "235", "a wrong password was taken")),
             None => Ok(Then::Done),
@@ -354,7 +366,7 @@ fn goodbye(received: &[u8]) -> Result<(), Trouble> {
     match take_reply(received) {
         Ok(None) => Ok(()),
         Ok(Some((octets, 221))) if octets == received.len() => Ok(()),
-        Ok(Some((_, 221))) => wrong("protocol", "octets behind the reply that nobody asked for"),
+        Ok(Some((_, 221))) => wrong("protocol", UNASKED),
         Ok(Some((_, code))) => wrong(&code.to_string(), "instead of 221"),
         Err(why) => wrong("protocol", why),
     }
@@ -378,7 +390,19 @@ impl Dialogue {
                 if talk.client.stage() == Stage::Quit {
                     goodbye(received)?;
                 }
+                let before = out.len();
                 let (used, next) = talk.client.receive(received, out);
+                if talk.is_refused() {
+                    // A client goes when its login is refused, and hears no more; a person may try again.
+                    out.truncate(before);
+                    if take_reply(received).is_ok_and(|reply| reply.is_none_or(|(octets, _)| octets < received.len())) {
+                        return Err(Trouble::new(&Stage::Auth.to_string(), "protocol", UNASKED));
+                    }
+                    let mut progress = Progress::new(Arc::clone(&talk.spec.after_refusal), now);
+                    let then = progress.speak(out, now);
+                    *self = Self::Script(progress);
+                    return Ok((used, then));
+                }
                 talk.follow(next, out, random, now, notes).map(|then| (used, then))
             }
         }
@@ -429,12 +453,7 @@ impl Dialogue {
             Self::Client(talk) => {
                 let stage = talk.client.stage();
                 talk.client.lost(why);
-                // After QUIT whoever closes first is right.
-                if stage == Stage::Quit && talk.client.failure().is_none() && code == "lost" {
-                    Ok(())
-                } else {
-                    Err(Trouble::new(&stage.to_string(), code, why))
-                }
+                Err(Trouble::new(&stage.to_string(), code, why))
             }
         }
     }

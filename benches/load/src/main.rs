@@ -21,7 +21,7 @@ SCENARIOS
   connect         connect, read the greeting, close
   churn           connect, read the greeting, QUIT
   login           EHLO, AUTH, QUIT
-  wrong-password  a login that must be refused with 535
+  wrong-password  a login that must be refused with 535; NOOP and QUIT must be answered after it
   submit          messages: --size, --recipients, --per-connection, --pipelining, --bdat, --eight-bit, --smtputf8
   slow            messages at --octets-per-second (100)
   half-open       connect and say nothing, for --hold seconds or until the server closes, with 421 or without

@@ -116,7 +116,7 @@ pub enum Kind {
     Churn,
     /// EHLO, AUTH, QUIT.
     Login,
-    /// A login that must be refused with 535.
+    /// A login that must be refused with 535, and NOOP and QUIT that must be answered after it.
     WrongPassword,
     /// Messages.
     Submit,

@@ -126,6 +126,15 @@ impl Script {
     fn quit(&mut self) {
         self.step("QUIT", b"QUIT\r\n", &[221]);
     }
+
+    /// Who has mistyped a password may try again on the same connection (RFC 4954 §9: at least three times), so it is
+    /// still there and answers; NOOP needs no login (RFC 4954 §6).
+    pub(crate) fn after_refusal() -> Self {
+        let mut script = Self { steps: Vec::new(), hold: None };
+        script.step("NOOP after 535", b"NOOP\r\n", &[250]);
+        script.step("QUIT after 535", b"QUIT\r\n", &[221]);
+        script
+    }
 }
 
 /// A token is said in one line: no machine is needed for it.
@@ -258,7 +267,7 @@ impl Progress {
             let then_tls = step.then_tls;
             // Nothing was asked yet that it could be the answer to (RFC 3207 §4.2 for what stands before TLS).
             if used < received.len() {
-                return Err(Trouble::new(step.stage, "protocol", "octets behind the reply that nobody asked for"));
+                return Err(Trouble::new(step.stage, "protocol", UNASKED));
             }
             (self.step, self.replies) = (self.step + 1, 0);
             if then_tls {
@@ -333,6 +342,8 @@ pub(crate) fn take_reply(received: &[u8]) -> Result<Option<(usize, u16)>, &'stat
     if received.len() > REPLY_OCTETS_MAX { Err("endless reply") } else { Ok(None) }
 }
 
+/// What stands behind a reply although no more was asked.
+pub(crate) const UNASKED: &str = "octets behind the reply that nobody asked for";
 /// Longest reply that is waited for.
 const REPLY_OCTETS_MAX: usize = 64 * 1024;
 

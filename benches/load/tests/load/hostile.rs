@@ -24,12 +24,15 @@ fn replies_that_nobody_asked_for() {
     let rude_end: Reply = |word| if word == "QUIT" { "500 what?\r\n".into() } else { honest(word) };
     let long_end: Reply = |word| if word == "QUIT" { "221 bye\r\n250 ok\r\n".into() } else { honest(word) };
     let no_go: Reply = |word| if word == "DATA" { "250 ok\r\n".into() } else { honest(word) };
-    let cases: [(Reply, &[&str], &str); 9] = [
+    let no_end: Reply = |word| if word == "QUIT" { String::new() } else { honest(word) };
+    let cases: [(Reply, &[&str], &str); 11] = [
         (twice, &["connect"], "greeting: protocol × 4"),
         (early, &["idle", "--hold", "0.1"], "greeting: protocol × 4"),
         (early, &["submit", "--pipelining", "stream"], "greeting: protocol × 4"),
         (rude_end, &["churn"], "QUIT: 500 × 4"),
         (rude_end, &["login", "--user", "a", "--password-file", &password], "QUIT: 500 × 4"),
+        (no_end, &["churn"], "QUIT: lost × 4"),
+        (no_end, &["login", "--user", "a", "--password-file", &password], "QUIT: lost × 4"),
         (long_end, &["churn"], "QUIT: protocol × 4"),
         (long_end, &["login", "--user", "a", "--password-file", &password], "QUIT: protocol × 4"),
         // RFC 5321 §4.3.2: 354, or the message must not be sent.
@@ -41,6 +44,51 @@ fn replies_that_nobody_asked_for() {
         let report = report(server.address, &[&["--count", "4", "--scenario"], scenario].concat());
         assert_eq!(errors(&report), [expect], "{scenario:?}");
     }
+}
+
+/// Who has mistyped a password may try again: a server that goes, babbles or says too much behind its 535 is told of.
+#[test]
+fn what_follows_a_refused_login() {
+    let folder = Folder::new("refused-login");
+    let password = folder.file("password", "secret\n");
+    let run = |server: &Fake| {
+        let mut with = vec!["--scenario", "wrong-password", "--count", "4", "--patience", "1"];
+        with.extend(["--user", "a", "--password-file", &password]);
+        let report = report(server.address, &with);
+        (report.connections, errors(&report))
+    };
+    let cases = [
+        ("AUTH", "535-no\r\n535 no\r\n", ""),
+        ("AUTH", "535 no\r\n535 no\r\n", "AUTH: protocol × 4"),
+        ("AUTH", "535 no\r\nhello?\r\n", "AUTH: protocol × 4"),
+        ("AUTH", "535 no\r\n2", "AUTH: protocol × 4"),
+        ("AUTH", "454 later\r\n", "AUTH: 454 × 4"),
+        ("NOOP", "250 ok\r\n250 ok\r\n", "NOOP after 535: protocol × 4"),
+        ("NOOP", "535 no\r\n", "NOOP after 535: 535 × 4"),
+        ("NOOP", "hello?\r\n", "NOOP after 535: protocol × 4"),
+        ("NOOP", "", "NOOP after 535: silence × 4"),
+        ("QUIT", "503 what?\r\n", "QUIT after 535: 503 × 4"),
+        ("QUIT", "221 bye\r\n221 bye\r\n", "QUIT after 535: protocol × 4"),
+        ("QUIT", "", "QUIT after 535: lost × 4"),
+    ];
+    for (word, reply, expect) in cases {
+        let server = Fake::answering(move |said| match said {
+            _ if said == word => reply.to_owned(),
+            "AUTH" => "535 5.7.8 no\r\n".to_owned(),
+            _ => honest(said),
+        });
+        let expect = if expect.is_empty() { (4, vec![]) } else { (0, vec![expect.to_owned()]) };
+        assert_eq!(run(&server), expect, "{word}: {reply:?}");
+    }
+    let gone = Fake::new(|mut stream, _| {
+        for reply in ["220 fake\r\n", "250-fake\r\n250 AUTH PLAIN\r\n", "535 no\r\n"] {
+            let _ = stream.write_all(reply.as_bytes());
+            if !reply.starts_with('5') {
+                let _ = stream.read(&mut [0; 512]);
+            }
+        }
+    });
+    assert_eq!(run(&gone), (0, vec!["NOOP after 535: lost × 4".to_owned()]));
 }
 
 #[test]
