@@ -2,6 +2,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use portreeve_load::permission::Permission;
+use portreeve_load::plan::{Kind, Plan, Scenario};
+use portreeve_load::tick::Tick;
 use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
 
 use super::*;
@@ -288,34 +291,41 @@ fn a_goodbye_to_the_half_open_is_no_error() {
     assert_eq!((report.connections, errors(&report)), (3, vec![]));
 }
 
-/// Keys that cost much are computed by the load program: it says that it was the limit. Where others have its processor,
-/// it says that instead.
-#[test]
-fn its_own_saturation_is_said_beside_the_result() {
-    let folder = Folder::new("saturated");
-    let password = folder.file("password", "secret\n");
-    let server = Fake::new(|mut stream, number| {
+/// A server that has every login compute keys of so many iterations, after `wait`, and then refuses it.
+fn expensive(iterations: u32, wait: impl Fn() + Send + Sync + 'static) -> Fake {
+    Fake::new(move |mut stream, number| {
         let mut lines = BufReader::new(stream.try_clone().unwrap());
         let mut line = String::new();
         let _ = stream.write_all(b"220 fake\r\n");
         while lines.read_line(&mut line).is_ok_and(|octets| octets > 0) {
             let mut words = line.split_whitespace();
             let reply = match (words.next(), words.next(), words.next()) {
-                (Some("EHLO"), ..) => "250-fake\r\n250 AUTH SCRAM-SHA-256\r\n".to_owned(),
                 (Some("AUTH"), _, Some(first)) => {
+                    wait();
                     let first = String::from_utf8(STANDARD.decode(first).unwrap()).unwrap();
                     let (_, nonce) = first.split_once("r=").unwrap();
                     // Another salt each time, so that no key can be kept (RFC 5802 §3).
                     let salt = STANDARD.encode(format!("salt {number}"));
-                    let challenge = format!("r={nonce}server,s={salt},i=100000");
+                    let challenge = format!("r={nonce}server,s={salt},i={iterations}");
                     format!("334 {}\r\n", STANDARD.encode(challenge))
                 }
+                (Some("EHLO"), ..) => "250-fake\r\n250 AUTH SCRAM-SHA-256\r\n".to_owned(),
+                (Some(word @ ("NOOP" | "QUIT")), ..) => honest(word),
                 _ => "535 5.7.8 no\r\n".to_owned(),
             };
             let _ = stream.write_all(reply.as_bytes());
             line.clear();
         }
-    });
+    })
+}
+
+/// Keys that cost much are computed by the load program: it says that it was the limit. Where others have its processor,
+/// it says that instead.
+#[test]
+fn its_own_saturation_is_said_beside_the_result() {
+    let folder = Folder::new("saturated");
+    let password = folder.file("password", "secret\n");
+    let server = expensive(100_000, || {});
     let mut with = vec!["--scenario", "wrong-password", "--duration", "1.5", "--concurrency", "4"];
     with.extend(["--user", "a", "--password-file", &password, "--mechanism", "SCRAM-SHA-256"]);
     let output = output(load(server.address, &with));
@@ -323,6 +333,40 @@ fn its_own_saturation_is_said_beside_the_result() {
     assert!(report.connections > 0, "{:?}", report.errors);
     let said = |words: &str| report.warnings.iter().any(|warning| warning.contains(words));
     assert!(said("of its processor") || said("waited for a processor"), "{:?}", report.client);
+}
+
+/// Between turns that take long each, its ticks are told: what all of them took together is in no single one.
+#[test]
+fn ticks_between_expensive_turns() {
+    const AT_A_TIME: usize = 12;
+    let together = std::sync::Barrier::new(AT_A_TIME);
+    // As many iterations as a client does.
+    let server = expensive(1 << 20, move || drop(together.wait()));
+    let mut scenario = Scenario::new(Kind::WrongPassword);
+    (scenario.user, scenario.password) = (Some("a".to_owned()), "secret".to_owned());
+    let mut plan = Plan { target: server.address.to_string(), scenarios: vec![scenario], ..Plan::default() };
+    (plan.count, plan.concurrency) = (Some(AT_A_TIME as u64), Some(AT_A_TIME));
+    plan.check(&Permission::default()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portreeve-load"));
+    let mut child = command.arg("__load-process").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{}", serde_json::to_string(&plan.share(0)).unwrap()).unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut ticks = lines.map(|line| serde_json::from_str::<Tick>(&line.unwrap()).unwrap());
+    assert!(ticks.next().unwrap().gathered);
+    writeln!(stdin, "go").unwrap();
+    let mut told = Vec::new();
+    while told.last().is_none_or(|tick: &Tick| !tick.done) {
+        told.push(ticks.next().unwrap());
+    }
+    drop(stdin);
+    told.extend(ticks);
+    assert!(child.wait().unwrap().success());
+    let done: u64 = told.iter().flat_map(|tick| &tick.scenarios).map(|counts| counts.done).sum();
+    assert_eq!(done, AT_A_TIME as u64, "{told:?}");
+    let cpu: Vec<u64> = told.iter().map(|tick| tick.cpu_us).collect();
+    let (all, most) = (cpu.iter().sum::<u64>(), cpu.iter().copied().max().unwrap());
+    assert!(2 * most < all, "{cpu:?}");
 }
 
 /// A limit of descriptors is said with its remedy, and several processes have several times as many.

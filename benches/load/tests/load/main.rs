@@ -353,6 +353,14 @@ fn the_warm_up_is_counted_apart() {
     assert_eq!(errors(&report), Vec::<String>::new());
     let cold = self::report(warming.address, &with[..with.len() - 2]);
     assert_eq!(cold.failed, 0, "the server is warm by now");
+    // And so are its handshakes: the tickets that were got meanwhile serve for what is measured, and each of that has
+    // one handshake in the counts.
+    let server = Canned::new(true);
+    let report = self::report(server.1, &[&with[..], &["--tls", "--resume", "1"]].concat());
+    assert_eq!(errors(&report), Vec::<String>::new());
+    assert!(report.connections >= 80, "{}", report.connections);
+    assert_eq!(report.scenarios[0].resumed, report.connections);
+    assert_eq!(report.tls_all.values().sum::<u64>(), report.connections);
 }
 
 /// Waits until the idle sessions are there and it goes on. Its standard error has to stay open.
