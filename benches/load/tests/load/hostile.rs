@@ -341,7 +341,9 @@ fn ticks_between_expensive_turns() {
     const AT_A_TIME: usize = 12;
     let together = std::sync::Barrier::new(AT_A_TIME);
     // As many iterations as a client does.
-    let server = expensive(1 << 20, move || drop(together.wait()));
+    let server = expensive(1 << 20, move || {
+        together.wait();
+    });
     let mut scenario = Scenario::new(Kind::WrongPassword);
     (scenario.user, scenario.password) = (Some("a".to_owned()), "secret".to_owned());
     let mut plan = Plan { target: server.address.to_string(), scenarios: vec![scenario], ..Plan::default() };
