@@ -300,6 +300,51 @@ fn a_worker_or_a_client_that_goes_while_it_waits_leaves_a_doubt_and_no_other_tra
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// A client that is killed while it waits says no more than one that has shut its side: only the reply tells them apart.
+#[test]
+fn a_client_that_shuts_its_side_hears_the_answer_and_one_that_is_gone_leaves_a_doubt() {
+    let (waits, says) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (there, goes_on) = (waits.clone(), says.clone());
+    let hop = Hop::start(false, move |step, _| {
+        if step == Step::End {
+            there.store(true, Ordering::SeqCst);
+            while !goes_on.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(2)); // between two looks
+            }
+        }
+        Act::Good
+    });
+    let server = before(&hop, "pass_through = true\n");
+    let tell = || server.log();
+    let ends =
+        || server.log().lines().filter(|line| line.contains("\"session.end\"") && line.contains("alice@")).count();
+    let mut heard = String::new();
+    for (round, gone) in [false, true].into_iter().enumerate() {
+        waits.store(false, Ordering::SeqCst);
+        says.store(false, Ordering::SeqCst);
+        let mut alice = Alice::login(&server);
+        alice.begin(&["bob@far.example"]);
+        alice.stream.get_mut().write_all(message("impatient").as_bytes()).expect("it is sent");
+        wait("the next hop", &tell, || waits.load(Ordering::SeqCst).then_some(()));
+        let mut alice = (!gone).then_some(alice);
+        if let Some(alice) = &alice {
+            alice.stream.get_ref().shutdown(std::net::Shutdown::Write).expect("it is shut");
+        }
+        says.store(true, Ordering::SeqCst);
+        if let Some(alice) = &mut alice {
+            let reply = alice.say("").unwrap_or_default();
+            let id = reply.strip_prefix("250 2.0.0 Ok: passed on as ");
+            heard = id.unwrap_or_else(|| panic!("{reply}\n{}", tell())).to_owned();
+        }
+        drop(alice);
+        wait("the session's end", &tell, || (ends() == round + 1).then_some(()));
+    }
+    let doubts = || server.log().lines().filter(|line| line.contains("\"passed.doubt\"")).map(str::to_owned).collect();
+    let doubts: Vec<String> = wait("a doubt", &tell, || Some(doubts()).filter(|doubts: &Vec<_>| !doubts.is_empty()));
+    assert!(doubts.len() == 1 && !doubts[0].contains(&heard), "{heard}: {doubts:?}");
+    assert_eq!(hop.taken().len(), 2);
+}
+
 /// CONTRACT C4: a message comes twice only when a crash falls between the next hop's 250 and our note of it.
 #[test]
 fn twins_are_no_more_than_crashes_in_the_window() {

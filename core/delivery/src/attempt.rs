@@ -125,7 +125,7 @@ fn attempt(shared: &Arc<Shared>, message: &Message) -> Attempted {
 }
 
 /// Whether nothing is left to do for a recipient: it has the message, and nobody wants to hear of that.
-fn is_over(envelope: &Envelope, to: &Recipient<'_>, verdict: &Verdict) -> bool {
+pub(crate) fn is_over(envelope: &Envelope, to: &Recipient<'_>, verdict: &Verdict) -> bool {
     let fate = match verdict {
         Verdict::Delivered => Fate::Delivered,
         Verdict::Relayed { notifies: true, .. } => return true,

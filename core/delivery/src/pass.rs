@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! worker ──question + file (link)──► queue ─► pass thread ─► Route.deliver ─► one reply for all recipients
-//!                                                 └ somebody has it, others not: the rest into the spool, then 250
+//!                                   └ somebody has it, others not: "keeping", the rest into the spool, then 250
 //! ```
 //!
 //! - The client hears what the next hop said, as long as nobody has the message: then nothing is kept.
 //! - As soon as one recipient has it (the next hop took it, or another recipient's route is an ordinary one), a
 //!   refusal would make a twin. So the message is kept for those who are left, or its sender is told about them, and
-//!   the reply is 250.
+//!   the reply is 250. The worker hears before that this begins: as with any commit, the answer is then the sync's,
+//!   however late (DECISIONS H12), and nobody is told "try again" about what is kept.
 //! - After the client's time nothing is kept any more; a next hop that takes the message then is a twin in the
 //!   making, and said to be one.
 
@@ -18,7 +19,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use link::pass::{ANSWER, Answer, Question};
+use link::pass::{ANSWER, Answer, KEEPING, Question};
 use link::{Link, Outbox};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::PollFlags;
@@ -27,7 +28,7 @@ use smtp::envelope::{Envelope, Recipient};
 use smtp::id::QueueId;
 use spool::{Entry, Handed, Message, Trouble as SpoolTrouble};
 
-use crate::attempt::{Attempted, End, conclude};
+use crate::attempt::{Attempted, End, conclude, is_over};
 use crate::event::Event;
 use crate::notice::Postbox;
 use crate::route::{Destination, Mail, Routes, Trouble, Verdict};
@@ -78,6 +79,8 @@ const ASKED_MAX: usize = 4096;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long a worker is waited for that does not read its answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// And of one that does not read that its message is being kept: what it has not heard by then may come too late for it.
+const KEEPING_PATIENCE: Duration = Duration::from_secs(2);
 /// Octets of a next hop's words that the client gets.
 const TEXT_OCTETS_MAX: usize = 400;
 
@@ -161,23 +164,30 @@ pub(crate) fn run(shared: &Arc<Shared>) {
 
 impl Way {
     fn answer(&self, shared: &Shared, reply: &Reply) {
-        let mut outbox = Outbox::new(1 << 16);
         let answer = Answer { code: reply.code, text: &reply.text, taken: reply.taken };
-        let pushed = outbox.push(ANSWER, self.question, |to| answer.encode(to));
-        let until = Instant::now() + ANSWER_PATIENCE;
-        let sent = pushed.is_ok()
-            && loop {
-                match outbox.flush(&self.link) {
-                    Ok(true) => break true,
-                    Ok(false) if Instant::now() < until => {
-                        let _ = self.link.wait(PollFlags::OUT, Some(Duration::from_millis(200)));
-                    }
-                    _ => break false,
-                }
-            };
-        if !sent && reply.taken > 0 {
+        if !self.say(ANSWER, ANSWER_PATIENCE, |to| answer.encode(to)) && reply.taken > 0 {
             let reason = "the worker whose client waited is gone";
             shared.events.event(&Event::InDoubt { id: self.id, recipients: reply.taken, reason });
+        }
+    }
+}
+
+impl Way {
+    /// Whether the worker has it.
+    fn say(&self, kind: u16, patience: Duration, payload: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut outbox = Outbox::new(1 << 16);
+        if outbox.push(kind, self.question, payload).is_err() {
+            return false;
+        }
+        let until = Instant::now() + patience;
+        loop {
+            match outbox.flush(&self.link) {
+                Ok(true) => return true,
+                Ok(false) if Instant::now() < until => {
+                    let _ = self.link.wait(PollFlags::OUT, Some(Duration::from_millis(200)));
+                }
+                _ => return false,
+            }
         }
     }
 }
@@ -271,8 +281,11 @@ fn pass(shared: &Arc<Shared>, asked: &Asked) -> Reply {
         return later.or(ends.first()).map_or_else(|| Reply::late(0), |end| Reply::refusal(&end.verdict));
     }
     let whole = taken as usize == all.len();
-    if !whole && Instant::now() >= until {
-        // The client has given up, or will before this could be kept: it sends the message to everybody again.
+    // Something has to become durable: a report, or the message for the rest.
+    let keeps = !whole || !ends.iter().all(|end| is_over(envelope, &end.recipient, &end.verdict));
+    let in_time = || Instant::now() < until && asked.way.say(KEEPING, KEEPING_PATIENCE, |_| ());
+    if keeps && !in_time() && !whole {
+        // The client has given up, or its worker is gone: it sends the message to everybody again.
         refused(shared, mail.id(), &ends);
         return Reply::late(taken);
     }

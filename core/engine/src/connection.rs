@@ -65,6 +65,8 @@ pub enum Pending {
     Commit,
     /// The next hop.
     Passing,
+    /// Delivery, which makes durable what the next hop has left.
+    Keeping,
     /// Time.
     Delay,
 }

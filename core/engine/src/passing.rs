@@ -6,9 +6,10 @@
 //!
 //! Nothing is kept meanwhile: when delivery dies, or answers too late, or the client is gone, nobody has the message
 //! but who knows whether the next hop has; that is said as a [`Doubt`]. A question that has not left yet waits a
-//! little for a new delivery process; one that has is answered "try again".
+//! little for a new delivery process; one that has is answered "try again". Once delivery has said that it makes
+//! something durable, the session waits for what comes of that, as for any commit.
 
-use link::pass::{ANSWER, Answer, QUESTION, Question};
+use link::pass::{ANSWER, Answer, KEEPING, QUESTION, Question};
 use link::{Link, Outbox, Received, frames};
 use smtp::host::{NextHopReply, Outcome, Trouble};
 use smtp::id::QueueId;
@@ -60,8 +61,12 @@ pub struct Doubt {
 /// What came of a turn.
 #[derive(Default)]
 pub struct News {
+    /// Whose message is being kept: they wait for that, however long it takes.
+    pub keeping: Vec<Token>,
     /// Who is to be told what.
     pub answers: Vec<(Token, Outcome)>,
+    /// Of these answers: what is in doubt when they are not heard.
+    pub unless_heard: Vec<(Token, Doubt)>,
     /// What the operator should know.
     pub doubts: Vec<Doubt>,
 }
@@ -148,6 +153,7 @@ impl Passing {
                         Ok(answer) => self.answer(Token::from_word(frame.id), answer, news),
                         Err(_) => bad = true,
                     },
+                    Ok(frame) if frame.kind == KEEPING => self.keeps(Token::from_word(frame.id), news),
                     Ok(_) => {}
                     Err(_) => bad = true,
                 }
@@ -248,6 +254,15 @@ impl Passing {
         }
     }
 
+    fn keeps(&mut self, at: Token, news: &mut News) {
+        if let Some(asked) = self.asked.get_mut(at)
+            && matches!(asked.stage, Stage::Sent)
+            && !asked.gone
+        {
+            news.keeping.push(asked.session);
+        }
+    }
+
     fn answer(&mut self, at: Token, answer: Answer<'_>, news: &mut News) {
         // A question that has not left has no answer.
         if !self.asked.get_mut(at).is_some_and(|asked| matches!(asked.stage, Stage::Sent)) {
@@ -255,8 +270,11 @@ impl Passing {
         }
         let Some(asked) = self.asked.remove(at) else { return };
         let refused = answer.code >= 400;
-        if answer.taken > 0 && (asked.gone || refused) {
-            news.doubts.push(Doubt { id: asked.id, taken: Some(answer.taken) });
+        let doubt = (answer.taken > 0).then_some(Doubt { id: asked.id, taken: Some(answer.taken) });
+        match doubt {
+            Some(doubt) if asked.gone || refused => news.doubts.push(doubt),
+            Some(doubt) => news.unless_heard.push((asked.session, doubt)),
+            None => {}
         }
         if !asked.gone {
             let reply = NextHopReply { code: answer.code, text: answer.text.into() };

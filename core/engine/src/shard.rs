@@ -31,7 +31,7 @@ mod output;
 mod panics;
 mod turn;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ use crate::connection::{Slot, flag};
 use crate::doors::{DOORS, Doors};
 use crate::host::{Local, Shared};
 use crate::inbox::Inbox;
-use crate::passing::News;
+use crate::passing::{Doubt, News};
 use crate::setup::Notice;
 use crate::slab::{GenSlab, Token};
 use crate::wheel::Wheel;
@@ -81,6 +81,8 @@ pub struct Shard {
     answers: Vec<(Token, Outcome)>,
     /// From delivery.
     news: News,
+    /// By session: what is in doubt when replies to it were not heard. It had shut its side before they were said.
+    unheard: HashMap<u64, Vec<Doubt>>,
     drain: Option<Drain>,
     /// When sessions panicked, the last few.
     panics: VecDeque<u64>,
@@ -139,6 +141,7 @@ impl Shard {
             sink_full: Vec::new(),
             answers: Vec::new(),
             news: News::default(),
+            unheard: HashMap::new(),
             drain: None,
             panics: VecDeque::new(),
             handshakes: 0,
@@ -256,6 +259,8 @@ impl Shard {
                 shard.close(token, "shutdown");
             });
         }
+        self.news.doubts.extend(std::mem::take(&mut self.unheard).into_values().flatten());
+        self.tell_news();
         self.end_of_turn();
         self.local.watch.end();
     }

@@ -2,6 +2,9 @@
 //!
 //! The message comes as a file without a name, whose descriptor travels with the question: body, envelope,
 //! lines that go before the body. An answer carries its question's id.
+//!
+//! Where delivery makes something durable before it answers, it says so first ([`KEEPING`]): as with any other commit
+//! the client is from then on told what has come of it, and not "late" about a message that is kept.
 
 use crate::BadPacket;
 use crate::codec::{Put, Reader};
@@ -10,6 +13,8 @@ use crate::codec::{Put, Reader};
 pub const QUESTION: u16 = 0x0210;
 /// Frame kind of an [`Answer`].
 pub const ANSWER: u16 = 0x0211;
+/// Frame kind, without payload, before an [`Answer`] to the same question: it comes, however late.
+pub const KEEPING: u16 = 0x0212;
 
 /// Please hand this message to its next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Clients that wait for the next hop: what they hear, and what is kept.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 
 use link::Received;
-use link::pass::{ANSWER, Answer, QUESTION, Question};
+use link::pass::{ANSWER, Answer, KEEPING, QUESTION, Question};
 use smtp::client::Protocol;
 
 use super::hops::{BODY, Fault, Hop, Script, Step, WHOLE, from_alice, hop_settings};
@@ -16,6 +16,8 @@ struct Asker {
     ours: Link,
     packet: Vec<u8>,
     asked: u64,
+    /// Questions whose answers are waited for without an end.
+    keeping: BTreeSet<u64>,
 }
 
 /// What it is told.
@@ -29,7 +31,7 @@ impl Asker {
     fn start(running: &Running) -> Self {
         let (ours, theirs) = Link::pair().unwrap();
         running.handle.follow(theirs);
-        Self { ours, packet: Vec::new(), asked: 0 }
+        Self { ours, packet: Vec::new(), asked: 0, keeping: BTreeSet::new() }
     }
 
     fn ask(&mut self, envelope: &Envelope, body: &[u8], until: Duration) -> u64 {
@@ -69,6 +71,11 @@ impl Asker {
             }
             for frame in link::frames(&self.packet) {
                 let frame = frame.unwrap();
+                if frame.kind == KEEPING {
+                    assert!(frame.payload.is_empty() && !answers.contains_key(&frame.id));
+                    assert!(self.keeping.insert(frame.id), "once");
+                    continue;
+                }
                 assert_eq!(frame.kind, ANSWER);
                 let Answer { code, text, taken } = Answer::decode(frame.payload).unwrap();
                 let told = Told { reply: format!("{code} {text}"), taken };
@@ -216,6 +223,7 @@ fn mixed_ends_and_mixed_routes_are_kept_for_the_rest() {
         // Somebody has it: the sender hears of one by a report, the other gets it later.
         let told = asker.one(&to(&["bob@far.example", "full@far.example", "nobody@far.example"]));
         assert!(told.reply.starts_with("250 2.0.0 Ok: queued as ") && told.taken == 1, "{told:?}");
+        assert_eq!(asker.keeping.len(), 1, "its worker knew before that it is kept");
         running.seen.wait(1, "<nobody@far.example> failed");
         running.seen.wait(1, "delivered to <full@far.example>");
         running.seen.wait(1, "delivered to <alice@demo.test>");
@@ -228,6 +236,10 @@ fn mixed_ends_and_mixed_routes_are_kept_for_the_rest() {
         refuse("nobody2@far.example", "551 5.1.6 moved");
         let told = asker.one(&to(&["nobody@far.example", "nobody2@far.example"]));
         assert_eq!((&*told.reply, told.taken), ("550 5.1.1 nobody", 0));
+        // Nor where everybody has it.
+        let told = asker.one(&to(&["erin@far.example", "frank@far.example"]));
+        assert!(told.reply.starts_with("250 2.0.0 Ok: passed on as ") && told.taken == 2, "{told:?}");
+        assert_eq!(asker.keeping.len(), 1);
         // An ordinary route among them.
         refuse("nobody@far.example", "550 5.1.1 nobody");
         let told = asker.one(&to(&["dave@demo.test", "nobody@far.example", "bob@far.example"]));
@@ -237,12 +249,13 @@ fn mixed_ends_and_mixed_routes_are_kept_for_the_rest() {
         let told = asker.one(&to(&["bob@far.example", "dave@demo.test"]));
         assert!(told.reply.starts_with("250 2.0.0 Ok: queued as "), "{told:?}");
         running.seen.wait(2, "delivered to <dave@demo.test> by maildir");
+        assert_eq!(asker.keeping.len(), 3);
         let seen = running.stop();
         assert_eq!(seen.count("delivered to <bob@far.example>"), 3, "{:#?}", seen.lines.lock());
         let to: Vec<String> = hop.script.taken.lock().iter().flat_map(|(to, _)| to.clone()).collect();
         assert_eq!(to.iter().filter(|to| *to == "bob@far.example").count(), 3, "{to:?}");
         assert_eq!(to.iter().filter(|to| *to == "full@far.example").count(), 1, "{to:?}");
-        assert_eq!(to.len(), 4, "{to:?}");
+        assert_eq!(to.len(), 6, "{to:?}");
         for notice in new_files(&mail.join("demo.test/alice")).values() {
             assert!(
                 notice.contains("Diagnostic-Code: smtp; 550 5.1.1 nobody\n") && !notice.contains("full@"),
@@ -343,6 +356,29 @@ fn the_end_of_a_worker_or_of_delivery_while_a_client_waits() {
     let answers = asker.answers(5);
     assert!(answers.values().all(|told| told.reply.starts_with("451 ") && told.taken == 0), "{answers:?}");
     assert!(hop.texts().is_empty());
+}
+
+#[test]
+fn nothing_is_kept_for_a_worker_that_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let hop = Hop::start(Script { frozen: AtomicBool::new(true), ..Script::default() });
+    hop.script.by_address.lock().insert("full@far.example".into(), VecDeque::from(["452 4.2.2 full"]));
+    let slow = HopSettings { patience: LONG, ..hop_settings(vec![hop.place()], Protocol::Smtp) };
+    let running = Running::start(folder.path(), Routes::new(Some(passing(slow))));
+    let mut asker = Asker::start(&running);
+    asker.ask(&to(&["bob@far.example", "full@far.example"]), BODY, LONG);
+    let begun = Instant::now();
+    while hop.script.connections.load(Ordering::SeqCst) < 1 {
+        assert!(begun.elapsed() < LONG, "nobody connects");
+        std::thread::yield_now();
+    }
+    // Its client comes again, to both of them.
+    drop(asker);
+    hop.script.frozen.store(false, Ordering::SeqCst);
+    running.seen.wait(1, "1 recipients may get it twice: the worker whose client waited is gone");
+    assert_eq!(running.stop().count("delivered to <full@far.example>"), 0);
+    assert!(is_empty(folder.path()));
+    assert_eq!(hop.texts(), [WHOLE]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use mio::unix::SourceFd;
 use telemetry::{Counter, Event, Level};
 
 use super::{Shard, mio_token};
-use crate::connection::Pending;
+use crate::connection::{Pending, flag};
 use crate::passing::Doubt;
 use crate::questions::{Lost, Memory};
 use crate::setup::Notice;
@@ -26,6 +26,17 @@ impl Shard {
     /// Tells sessions what their next hops said, and the operator what may be delivered twice.
     pub(super) fn tell_news(&mut self) {
         self.local.passing.give_up(self.local.now.ms, &mut self.news);
+        for token in std::mem::take(&mut self.news.keeping) {
+            if let Some(slot) = self.slots.get_mut(token).filter(|slot| slot.pending == Pending::Passing) {
+                slot.pending = Pending::Keeping;
+                self.arm_effect(token);
+            }
+        }
+        for (token, doubt) in std::mem::take(&mut self.news.unless_heard) {
+            if self.slots.get_mut(token).is_some_and(|slot| slot.has(flag::READ_CLOSED)) {
+                self.unheard.entry(token.word()).or_default().push(doubt);
+            }
+        }
         self.answers.append(&mut self.news.answers);
         let now = self.local.now;
         for Doubt { id, taken } in std::mem::take(&mut self.news.doubts) {
@@ -98,7 +109,7 @@ impl Shard {
         for (token, outcome) in answers.drain(..) {
             let waits = matches!(
                 self.slots.get_mut(token).map(|slot| slot.pending),
-                Some(Pending::Question | Pending::Step | Pending::Passing)
+                Some(Pending::Question | Pending::Step | Pending::Passing | Pending::Keeping)
             );
             if waits {
                 self.guarded(token, |shard| shard.resume(token, outcome));

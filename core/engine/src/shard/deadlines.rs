@@ -59,7 +59,7 @@ impl Shard {
         let Some(slot) = self.slots.get_mut(token) else { return };
         let due = match slot.pending {
             // Once handed over, the answer is the sync's, however late (DECISIONS H12).
-            Pending::Commit => Tick::MAX / 2,
+            Pending::Commit | Pending::Keeping => Tick::MAX / 2,
             Pending::Question | Pending::Step | Pending::Passing => now.saturating_add(ticks(ms)),
             Pending::Delay => {
                 // A delay stops the clock before login (DECISIONS C7). One tick more: ticks are rounded down.
@@ -118,7 +118,7 @@ impl Shard {
                 let late = sasl::OwnedStep::failure(sasl::FailureClass::Temporary, "no answer of its process in time");
                 return self.resume(token, Outcome::Step(late));
             }
-            Pending::Commit => return self.arm_effect(token),
+            Pending::Commit | Pending::Keeping => return self.arm_effect(token),
             Pending::Passing => {
                 let question = slot.question;
                 self.local.watch.add(Counter::EffectsTimedOut, 1);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! farewell → Closing → unsent leaves → shut → Linger: the client's octets are thrown away → close
-//! close    = end_session (told once) + forget
+//! close    = end_session (told once) + Linger while a last reply matters and is under way + forget
 //! ```
 
 use std::sync::atomic::Ordering;
@@ -43,7 +43,7 @@ impl Shard {
         if slot.pending == Pending::Step {
             self.local.steps.forget(token, slot.question);
         }
-        if slot.pending == Pending::Passing {
+        if matches!(slot.pending, Pending::Passing | Pending::Keeping) {
             self.local.passing.forget(token, slot.question);
         }
         slot.pending = Pending::None;
@@ -83,7 +83,10 @@ impl Shard {
                 Ok(octets) => sasl::wipe(input.get_mut(..octets).unwrap_or_default()),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break false,
-                Err(_) => break true,
+                Err(_) => {
+                    slot.set(flag::GONE);
+                    break true;
+                }
             }
         };
         self.input = input;
@@ -142,10 +145,43 @@ impl Shard {
     /// The end of a connection.
     pub(super) fn close(&mut self, token: Token, by: &'static str) {
         self.end_session(token, by);
+        if !self.unheard.is_empty() && self.is_reply_under_way(token) {
+            return self.arm(token);
+        }
         self.forget(token);
     }
 
+    /// Whoever shut its side while its next hop was asked may only have done with speaking, or be gone: a reply to
+    /// nobody looks like one that arrives. The client's kernel tells: it acknowledges our end behind the reply, or it
+    /// resets. Who does neither for a while has not heard it.
+    fn is_reply_under_way(&mut self, token: Token) -> bool {
+        let tick = self.local.now.tick;
+        let (Some(slot), true) = (self.slots.get_mut(token), self.unheard.contains_key(&token.word())) else {
+            return false;
+        };
+        if slot.has(flag::GONE) || slot.is_unsent() {
+            return false;
+        }
+        if slot.stage != Stage::Linger {
+            (slot.stage, slot.started) = (Stage::Linger, tick);
+            if rustix::net::shutdown(&slot.fd, Shutdown::Write).is_err() {
+                return false;
+            }
+        }
+        if !matches!(rustix::net::sockopt::socket_error(&slot.fd), Ok(Ok(()))) {
+            return false;
+        }
+        // Without an error a connection has no other end any more once all that we sent was acknowledged.
+        if rustix::net::getpeername(&slot.fd).is_err() {
+            self.unheard.remove(&token.word());
+            return false;
+        }
+        let port = self.shared.ports.get(usize::from(slot.port));
+        port.is_some_and(|port| slot.due(&port.deadlines, false) > tick)
+    }
+
     pub(super) fn forget(&mut self, token: Token) {
+        self.news.doubts.extend(self.unheard.remove(&token.word()).into_iter().flatten());
         self.wheel.disarm(&mut self.slots, token.index());
         let Some(mut slot) = self.slots.remove(token) else { return };
         if let Some(held) = slot.held.take() {

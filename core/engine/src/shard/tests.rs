@@ -15,6 +15,7 @@ use sasl::{MechanismName, Runner};
 use smtp::listener::{Listener, Tls};
 use smtp::{Phase, Role};
 use spool::RealDisk;
+use telemetry::Counter;
 
 use super::*;
 use crate::budget::Budget;
@@ -38,6 +39,7 @@ struct Bench {
     addresses: Vec<SocketAddr>,
     directory: Link,
     delivery: Link,
+    board: telemetry::Board,
     root: CertificateDer<'static>,
     _spool: spool::Writer,
     _folder: tempfile::TempDir,
@@ -69,7 +71,8 @@ impl Bench {
         let floors = spool::Floors { octets_percent: 0, octets_min: 0, inodes_percent: 0 };
         let options = spool::Options { segment_octets: 1 << 20, floors, ..spool::Options::default() };
         let spool = spool::Writer::open(disk, options, spool::Hooks::default()).unwrap();
-        let counts = telemetry::Board::create(1).unwrap().claim(0, link::Role::Worker, 1, 0).unwrap();
+        let board = telemetry::Board::create(1).unwrap();
+        let counts = board.claim(0, link::Role::Worker, 1, 0).unwrap();
         let counters = || std::iter::once(AtomicU64::new(0)).collect();
         let shared = Arc::new(Shared {
             ports: vec![port],
@@ -116,6 +119,7 @@ impl Bench {
             addresses,
             directory,
             delivery,
+            board,
             root,
             _spool: spool,
             _folder: folder,
@@ -186,6 +190,18 @@ impl Bench {
         outbox.push(link::pass::ANSWER, id, |to| answer.encode(to)).unwrap();
         assert!(outbox.flush(&self.delivery).unwrap());
     }
+
+    fn doubts(&self) -> u64 {
+        self.board.counter(Counter::MessagesInDoubt)
+    }
+
+    /// Until it is known that the only client has shut its side.
+    fn rounds_until_shut(&mut self) {
+        self.rounds_until("the end of the client's side", |bench| {
+            let slots = &mut bench.shard.slots;
+            slots.tokens().into_iter().any(|token| slots.get_mut(token).is_some_and(|slot| slot.has(flag::READ_CLOSED)))
+        });
+    }
 }
 
 /// Ids of what was asked.
@@ -209,6 +225,62 @@ fn an_answer_that_comes_with_the_deadline_is_the_answer() {
     bench.delivered(id);
     bench.round_later(600_000);
     assert_eq!(client.reply(), "250 2.0.0 Ok: passed on\r\n");
+}
+
+#[test]
+fn what_is_being_kept_is_answered_by_its_commit_however_late() {
+    let mut bench = Bench::new();
+    let (mut client, id) = bench.passing("");
+    let mut outbox = Outbox::new(1 << 16);
+    // For a question that nobody asked it means nothing.
+    for id in [id + 1, id] {
+        outbox.push(link::pass::KEEPING, id, |_| ()).unwrap();
+    }
+    assert!(outbox.flush(&bench.delivery).unwrap());
+    // Heard in the round of the deadline it is heard in time.
+    bench.round_later(600_000);
+    assert_eq!(bench.pending(), [Pending::Keeping]);
+    bench.round_later(600_000);
+    assert_eq!(bench.pending(), [Pending::Keeping]);
+    bench.delivered(id);
+    bench.rounds_until("the reply", |bench| bench.pending() == [Pending::None]);
+    assert_eq!(client.reply(), "250 2.0.0 Ok: passed on\r\n");
+    assert_eq!(bench.doubts(), 0);
+    // A client that goes leaves a doubt, as while its next hop is asked.
+    let (client, id) = bench.passing("");
+    outbox.push(link::pass::KEEPING, id, |_| ()).unwrap();
+    assert!(outbox.flush(&bench.delivery).unwrap());
+    bench.rounds_until("the word", |bench| bench.pending().contains(&Pending::Keeping));
+    rustix::net::sockopt::set_socket_linger(client.stream.get_ref(), Some(Duration::ZERO)).unwrap();
+    drop(client);
+    bench.rounds_until("its end", |bench| !bench.pending().contains(&Pending::Keeping));
+    bench.delivered(id);
+    bench.rounds_until("the doubt", |bench| bench.doubts() == 1);
+}
+
+#[test]
+fn a_client_that_has_done_with_speaking_hears_the_answer_and_one_that_is_gone_is_a_doubt() {
+    for behind in ["", "QUIT\r\n"] {
+        let mut bench = Bench::new();
+        let (mut client, id) = bench.passing(behind);
+        client.stream.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+        bench.rounds_until_shut();
+        bench.delivered(id);
+        bench.rounds_until("the session's end", |bench| bench.shard.slots.is_empty());
+        let rest = client.rest();
+        let bye = if behind.is_empty() { "" } else { "221 2.0.0 Bye\r\n" };
+        assert_eq!(rest, format!("250 2.0.0 Ok: passed on\r\n{bye}"));
+        assert_eq!(bench.doubts(), 0, "{behind:?}");
+
+        // It has read what was said so far: its end looks the same, and only the reply meets a reset.
+        let (client, id) = bench.passing(behind);
+        drop(client);
+        bench.rounds_until_shut();
+        assert_eq!(bench.pending(), [Pending::Passing]);
+        bench.delivered(id);
+        bench.rounds_until("the session's end", |bench| bench.shard.slots.is_empty());
+        assert_eq!(bench.doubts(), 1, "{behind:?}");
+    }
 }
 
 #[test]

@@ -134,7 +134,10 @@ impl Shard {
                     slot.clear(flag::READABLE);
                     return Read::Nothing;
                 }
-                Err(_) => return Read::End,
+                Err(_) => {
+                    slot.set(flag::GONE);
+                    return Read::End;
+                }
             }
         };
         if octets == 0 {
