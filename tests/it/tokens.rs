@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::bare::DOMAIN;
 use crate::clients::{command_exists, present};
+use crate::next_hops::wait;
 use crate::server::{Options, Server, feed, output, root};
 use crate::wire::{Wire, tls_with};
 
@@ -272,6 +273,7 @@ fn who_a_token_is_for_decides_who_has_it() {
     });
     let mut scope = invalid.clone();
     scope["status"] = json!("insufficient_scope");
+    let elsewhere = json!({ "status": "invalid_request" });
     let of = |name: &str| signer.token(json!({ "email": name }));
     let good = signer.token(json!({}));
     // The users file is taken over within seconds.
@@ -301,14 +303,18 @@ fn who_a_token_is_for_decides_who_has_it() {
             "535 5.7.8",
         ),
         // Another server's port or name, known by what the client says of it (RFC 7628 §3.2).
-        (oauthbearer("", &good).replace("port=587", "port=25"), None, "535 5.7.8"),
-        (oauthbearer("", &good).replace("host=mx.", "host=imap."), None, "535 5.7.8"),
+        (oauthbearer("", &good).replace("port=587", "port=25"), Some(&elsewhere), "535 5.7.8"),
+        (oauthbearer("", &good).replace("host=mx.", "host=imap."), Some(&elsewhere), "535 5.7.8"),
         (oauthbearer("", &good).replace("587", &server.submissions().port().to_string()), None, "235 2.7.0"),
         (oauthbearer("", &"t".repeat(12_000)), Some(&invalid), "535 5.7.8"),
         (oauthbearer("", &"t".repeat(17_000)), None, "500 5.5.6"),
     ] {
         let found = bearer(&mut dial(&server), "OAUTHBEARER", &message);
         assert!(found.1.starts_with(end) && found.0.as_ref() == error, "{message}: {found:?}\n{}", server.log());
+    }
+    // Why, the log says.
+    for reason in ["the client means another port", "the client means another host"] {
+        wait(reason, &|| server.log(), || server.log().contains(reason).then_some(()));
     }
     for (user, token, status, end) in [
         (ALICE, good.clone(), None, "235 2.7.0"),

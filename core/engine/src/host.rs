@@ -273,7 +273,7 @@ impl TurnHost<'_> {
                 outcome.data.set(binding.unwrap_or_default());
                 Some(Outcome::Sasl(outcome))
             }
-            // The port that a client says it connected to is not compared with ours: behind a forwarder they differ.
+            // The port that a client says it connected to was compared with ours by the session.
             sasl::Effect::VerifyToken { token, authzid, fields: _ } => {
                 let question = Question::VerifyToken { listener, client_ip, mechanism, authzid, token };
                 self.ask(&question, Asked::Token)

@@ -69,8 +69,8 @@ enum Wait {
     Response,
     /// The empty line after the final data of a success (RFC 4954 §4).
     Acknowledgement(Arc<Identity>),
-    /// Whatever the client says to the final data of a failure (RFC 7628 §3.2.3).
-    Dismissal(Verdict),
+    /// Whatever the client says to the final data of a failure (RFC 7628 §3.2.3); and what the log is told then.
+    Dismissal(Verdict, Box<[u8]>),
     /// The outcome of this effect.
     Effect(EffectKind),
     /// Who it is that the mechanism has proven by itself. `data`: it has sent final data.
@@ -254,15 +254,15 @@ impl Authentication {
         match std::mem::take(&mut self.wait) {
             // RFC 4954 §4: `*` is recognised in every step, before any decoding. After the error challenge
             // of a failure it is still answered 501, but it is a failed login.
-            Wait::Dismissal(verdict) if line == b"*" => {
-                self.refuse(Verdict { reply: &reply::AUTH_CANCELLED, ..verdict }, b"", cx)
+            Wait::Dismissal(verdict, diagnosis) if line == b"*" => {
+                self.refuse(Verdict { reply: &reply::AUTH_CANCELLED, ..verdict }, &diagnosis, cx)
             }
             _ if line == b"*" => self.refuse(CANCELLED, b"", cx),
             Wait::Acknowledgement(identity) if line.is_empty() => self.succeed(identity, cx),
             Wait::Acknowledgement(_) => {
                 self.refuse(Verdict::new(&reply::BAD_BASE64, "acknowledgement", FULL_FAILURE), b"", cx)
             }
-            Wait::Dismissal(verdict) => self.refuse(verdict, b"", cx),
+            Wait::Dismissal(verdict, diagnosis) => self.refuse(verdict, &diagnosis, cx),
             Wait::Response | Wait::Effect(_) | Wait::Asserted { .. } | Wait::Step | Wait::Delay(_) => {
                 let Some(mechanism) = self.mechanism.clone() else { return self.internal(b"no mechanism", cx) };
                 match decode(line, &*mechanism, self.message_buffer(cx)) {
@@ -334,7 +334,7 @@ impl Authentication {
                 Decision::Failure { class, data } => {
                     let verdict = verdict(class);
                     if data {
-                        self.wait = Wait::Dismissal(verdict);
+                        self.wait = Wait::Dismissal(verdict, diagnosis.into());
                         return Progress::Continue;
                     }
                     return self.refuse(verdict, &diagnosis, cx);
@@ -417,7 +417,11 @@ impl Authentication {
             }
             Step::Effect(sasl::Effect::VerifyToken { fields, .. }) if is_elsewhere(fields, &cx.listener.ports) => {
                 diagnosis.extend(b"the client means another port; ours are the listener's bind and public_port");
-                Decision::Failure { class: FailureClass::Credentials, data: false }
+                // The mechanism says so to the client in its own way: RFC 7628 §3.2.2 wants JSON and its answer to that.
+                let data = sasl::Secret::new(br#"{"status":"invalid_request"}"#.to_vec());
+                let (status, account) = (Status::Denied, Account::Good);
+                let refused = SaslOutcome { status, doomed: false, identity: None, data, scram: None, account };
+                Decision::Outcome(EffectKind::VerifyToken, refused)
             }
             Step::Effect(effect) => {
                 *effects = effects.saturating_add(1);
@@ -549,7 +553,7 @@ impl Authentication {
             }
             (Err(verdict), false) => self.refuse(verdict, b"", cx),
             (Err(verdict), true) => {
-                self.wait = Wait::Dismissal(verdict);
+                self.wait = Wait::Dismissal(verdict, Box::default());
                 Progress::Continue
             }
         }

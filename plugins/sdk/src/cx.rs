@@ -275,6 +275,7 @@ pub struct Done {
     pub(crate) arg: u32,
     pub(crate) flags: u32,
     pub(crate) handle: u32,
+    pub(crate) reason: &'static str,
     pub(crate) authcid: abi::Slice,
     pub(crate) authzid: abi::Slice,
     pub(crate) data: abi::Slice,
@@ -481,7 +482,7 @@ impl<'a> Cx<'a> {
 
     /// Fails, and sends what was put as the last challenge. Without final data, `Err(bad)` is enough.
     pub fn fail(self, bad: Bad) -> Result<Done, Bad> {
-        Ok(Done { arg: bad.class, ..self.last(action::FAIL) })
+        Ok(Done { arg: bad.class, reason: bad.reason, ..self.last(action::FAIL) })
     }
 
     /// Asks to be called again with [`Event::Resume`] where nobody waits for it. Needs `MAY_OFFLOAD`.
@@ -497,7 +498,8 @@ impl<'a> Cx<'a> {
     fn done(&self, action: u32) -> Done {
         let none = abi::Slice::NONE;
         let used = self.used;
-        Done { action, used, arg: 0, flags: 0, handle: 0, authcid: none, authzid: none, data: none, data2: none }
+        let (authcid, authzid, data, data2) = (none, none, none, none);
+        Done { action, used, arg: 0, flags: 0, handle: 0, reason: "", authcid, authzid, data, data2 }
     }
 }
 

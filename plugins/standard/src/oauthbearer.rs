@@ -59,7 +59,9 @@ impl Mechanism for OauthBearer {
         if let Some(host) = response.host
             && !self.is_ours(host, &cx)
         {
-            return Err(Bad::CREDENTIALS.because("the client means another host; ours are in the setting `hosts`"));
+            // RFC 7628 §3.2.2. Not `invalid_token`: with another token it would be no better.
+            cx.put(br#"{"status":"invalid_request"}"#)?;
+            return cx.fail(Bad::CREDENTIALS.because("the client means another host; ours are in the setting `hosts`"));
         }
         let token = cx.part(response.token)?;
         let authzid = gs2::name_part(&mut cx, response.authzid)?;
@@ -229,8 +231,6 @@ mod tests {
             ("n,a=x=,\x01auth=Bearer a\x01\x01", fail::MALFORMED),
             ("z,,\x01auth=Bearer a\x01\x01", fail::MALFORMED),
             ("p=tls-exporter,,\x01auth=Bearer a\x01\x01", fail::CBINDING),
-            ("n,,\x01host=other.example\x01auth=Bearer a\x01\x01", fail::CREDENTIALS),
-            ("n,,\x01host=\x01auth=Bearer a\x01\x01", fail::CREDENTIALS),
             ("n,,\x01port=\x01auth=Bearer a\x01\x01", fail::MALFORMED),
             ("n,,\x01port=0587\x01auth=Bearer a\x01\x01", fail::MALFORMED),
             ("n,,\x01port=+587\x01auth=Bearer a\x01\x01", fail::MALFORMED),
@@ -243,8 +243,17 @@ mod tests {
             );
         }
         let long = |octets| format!("n,,\x01host={}\x01auth=Bearer a\x01\x01", "x".repeat(octets));
-        assert!(matches!(start(&long(255)), Answer::Failure { class: fail::CREDENTIALS, .. }));
-        assert!(matches!(start(&long(256)), Answer::Failure { class: fail::MALFORMED, .. }));
+        for message in
+            ["n,,\x01host=other.example\x01auth=Bearer a\x01\x01", "n,,\x01host=\x01auth=Bearer a\x01\x01", &long(255)]
+        {
+            let expected = Answer::Failure {
+                class: fail::CREDENTIALS,
+                reason: "the client means another host; ours are in the setting `hosts`".into(),
+                data: Some(br#"{"status":"invalid_request"}"#.to_vec()),
+            };
+            assert_eq!(start(message), expected, "{message:?}");
+        }
+        assert!(matches!(start(&long(256)), Answer::Failure { class: fail::MALFORMED, data: None, .. }));
     }
 
     #[test]

@@ -40,13 +40,16 @@ pub(super) unsafe extern "C" fn step<M: Mechanism>(
             out.flags = done.flags;
             out.handle = done.handle;
             (out.authcid, out.authzid, out.data, out.data2) = (done.authcid, done.authzid, done.data, done.data2);
+            // SAFETY: `buf` has `cap` octets and the step that used them is over.
+            unsafe { diagnose(out, done.reason) };
         }
         Ok(Err(bad)) => {
-            out.arg = bad.class;
+            (out.arg, out.used) = (bad.class, 0);
             // SAFETY: `buf` has `cap` octets and the step that used them is over.
             unsafe { diagnose(out, bad.reason) };
         }
         Err(panicked) => {
+            out.used = 0;
             // SAFETY: as above.
             unsafe { diagnose(out, panicked.place().as_str()) };
         }
@@ -120,20 +123,20 @@ pub(super) unsafe extern "C" fn drop_state<M: Mechanism>(_conf: *const c_void, s
     let _ = caught(|| unsafe { Slot::<M::State>::leave(state.cast()) });
 }
 
-/// Replaces whatever the step put out by a diagnosis.
+/// Puts a diagnosis behind what is used.
 ///
 /// # Safety
 /// `out.buf` has `out.cap` octets and nobody else uses them.
 unsafe fn diagnose(out: &mut abi::Out, reason: &str) {
-    out.used = 0;
-    let length = reason.floor_char_boundary((out.cap as usize).min(abi::DIAG_MAX as usize));
+    let (used, room) = (out.used, out.cap.saturating_sub(out.used));
+    let length = reason.floor_char_boundary(room.min(abi::DIAG_MAX) as usize);
     if out.buf.is_null() || length == 0 {
         return;
     }
-    // SAFETY: `length <= cap`, the caller's promise.
-    unsafe { ptr::copy_nonoverlapping(reason.as_ptr(), out.buf, length) };
-    out.used = length as u32;
-    out.diag = abi::Slice { region: region::OUT, off: 0, len: length as u32 };
+    // SAFETY: `used + length <= cap`, so the place and its octets are inside of what the caller promises.
+    unsafe { ptr::copy_nonoverlapping(reason.as_ptr(), out.buf.add(used as usize), length) };
+    out.used = used + length as u32;
+    out.diag = abi::Slice { region: region::OUT, off: used, len: length as u32 };
 }
 
 /// A state and whether it lives: the host zeroes the memory, and zeroes need not be a valid `S`.

@@ -66,7 +66,7 @@ impl Mechanism for Probe {
                 cx.perform(Effect::BackendCall { service, request: Part::EMPTY })
             }
             b"overflow" => cx.put(b"12345").and_then(|()| cx.challenge()),
-            b"final" => cx.put(b"v=1").and_then(|()| cx.fail(Bad::CREDENTIALS)),
+            b"final" => cx.put(b"v=1").and_then(|()| cx.fail(Bad::CREDENTIALS.because("a reason"))),
             _ => Err(Bad::MALFORMED.because("unknown word")),
         }
     }
@@ -97,7 +97,7 @@ fn answers_cross_the_border() {
     assert_eq!(exchange.start(Some(b"overflow")), failure(fail::INTERNAL, "output is longer than declared"));
     assert_eq!(
         exchange.start(Some(b"final")),
-        Answer::Failure { class: fail::CREDENTIALS, reason: String::new(), data: Some(b"v=1".to_vec()) }
+        Answer::Failure { class: fail::CREDENTIALS, reason: "a reason".into(), data: Some(b"v=1".to_vec()) }
     );
     assert_eq!(exchange.start(Some(b"")), failure(fail::MALFORMED, "unknown word"));
     drop(exchange);
