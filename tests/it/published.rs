@@ -5,9 +5,12 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
+use rustls::version::{TLS12, TLS13};
 use serde_json::{Value, json};
 
+use crate::client_certificates::{Authority, prepare};
 use crate::server::{Options, Server, output, program, root};
+use crate::wire::{Wire, tls_with};
 
 fn vectors() -> Vec<Value> {
     let text = std::fs::read_to_string(root().join("tests/vectors/sasl.json")).expect("the vectors");
@@ -108,8 +111,8 @@ fn published_exchanges_come_out_over_the_wire_octet_by_octet() {
     ];
     // One more has another salt for the same user, so it needs a users file of its own.
     let other = of("SCRAM-SHA-256", 2);
-    // Not here: names with a space, which the users file does not take; what is bound to a TLS connection or comes with
-    // its certificate, which cannot be as published; DIGEST-MD5 with IMAP.
+    // Not here: names with a space, which the users file does not take; what is bound to a TLS connection, which cannot be
+    // as published; what comes with a certificate, see below; DIGEST-MD5 with IMAP.
     let elsewhere = |vector: &Value| {
         let mech = vector["mech"].as_str().unwrap_or_default();
         mech.ends_with("-PLUS")
@@ -136,4 +139,45 @@ fn published_exchanges_come_out_over_the_wire_octet_by_octet() {
     changed["salt_b64"] = json!("AAECAwQFBgcICQoLDA0ODg==");
     let said = play(&NONCES, "inline", &line("user", &[&changed], ""), &[other]);
     assert!(said.contains("0 as published, 1 otherwise") && said.contains("the challenge is"), "{said}");
+}
+
+/// Those that need a certificate, which `plugin vectors` has not: the messages are as published, the certificate is ours.
+#[test]
+fn published_exchanges_with_a_certificate() {
+    let authority = Authority::new("Ours");
+    let mut server = prepare("request", &authority);
+    let users = "fred@example.com::cert=mail:fred@example.com\nginger@example.com::cert=mail:ginger@example.com\n";
+    std::fs::write(server.path("state/auth/users"), users).expect("the users file");
+    server.run();
+    let mut played = 0;
+    for vector in vectors().iter().filter(|vector| vector["mech"] == "EXTERNAL") {
+        let [line] = &vector["exchange"].as_array().expect("lines")[..] else { panic!("one message: {vector}") };
+        let message = line["c"].as_str().expect("of the client");
+        let authzid = vector["authzid"].as_str().expect("whom to act as");
+        // The same message from somebody else's certificate is refused where it names somebody.
+        for (mail, wanted) in [
+            ("fred@example.com", "235 2.7.0"),
+            ("ginger@example.com", if authzid.is_empty() { "235 2.7.0" } else { "535 5.7.8" }),
+            ("nobody@example.com", "535 5.7.8"),
+        ] {
+            // At once, and after the empty challenge (RFC 4422 appendix A, RFC 4954 §4).
+            for (version, initial) in [(&TLS12, true), (&TLS13, true), (&TLS13, false)] {
+                let config = tls_with(&server, &[version], Some(authority.issue("x", &[mail])));
+                let mut wire = Wire::connect(server.submissions(), true, config).expect("TLS");
+                wire.reply().expect("a greeting");
+                assert!(wire.ask("EHLO client.example").expect("EHLO").contains("AUTH EXTERNAL "));
+                let reply = if initial {
+                    let message = if message.is_empty() { "=" } else { message };
+                    wire.ask(&format!("AUTH EXTERNAL {message}"))
+                } else {
+                    assert_eq!(wire.ask("AUTH EXTERNAL").expect("a challenge").trim_end(), "334");
+                    wire.ask(message)
+                };
+                let reply = reply.expect("a reply");
+                assert!(reply.starts_with(wanted), "{mail} {vector}: {reply}\n{}", server.log());
+            }
+        }
+        played += 1;
+    }
+    assert!(played >= 2, "only {played}");
 }
