@@ -111,7 +111,8 @@ const OCTETS_PER_SECOND_MIN: u64 = 1024;
 const PATIENT_STEPS: u32 = 6;
 const WRITE_OCTETS: usize = 64 << 10;
 
-/// Connects. `is_own` tells whether we would talk to ourselves: local and remote address are given.
+/// Connects. `is_own` tells whether we would talk to ourselves: local and remote address are given. The name that a peer
+/// says in its greeting would prove nothing: next hops on the same machine, and other nodes of a fleet, say ours.
 pub(crate) fn connect(
     place: &Place,
     patience: Duration,
