@@ -183,7 +183,7 @@ impl Worker {
 impl Handle {
     /// Accepts nobody any more; the listening sockets stay open for others. Idle sessions get 421 at their
     /// next command, or after `idle`; everything ends after `hard` (DECISIONS C17). [`Notice::Drained`] says
-    /// when the last session has ended.
+    /// when the last session has ended. A drain or a stop that was begun earlier is not put off by it.
     pub fn drain(&self, idle: Duration, hard: Duration) {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         self.tell(|| Mail::Drain(ms(idle), ms(hard)));

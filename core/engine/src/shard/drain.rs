@@ -12,6 +12,18 @@ pub(super) struct Drain {
 }
 
 impl Shard {
+    /// Accepts nobody any more. What was begun earlier is not put off: after a stop nobody gets time again, and a worker
+    /// that is not well has no more of it because its supervisor drains it, too.
+    pub(super) fn drain_by(&mut self, asked: Drain) {
+        self.doors.close(self.poll.registry());
+        self.drain = Some(match self.drain.take() {
+            None => asked,
+            Some(earlier) => {
+                Drain { idle_ms: earlier.idle_ms.min(asked.idle_ms), hard_ms: earlier.hard_ms.min(asked.hard_ms) }
+            }
+        });
+    }
+
     /// Ends those whose time after a drain has come.
     pub(super) fn drain_step(&mut self) {
         let now = self.local.now.ms;

@@ -78,15 +78,10 @@ impl Shard {
                 self.hear_runner(number);
             }
             Mail::Drain(idle_ms, hard_ms) => {
-                self.doors.close(self.poll.registry());
                 let now = self.local.now.ms;
-                let drain = Drain { idle_ms: now.saturating_add(idle_ms), hard_ms: now.saturating_add(hard_ms) };
-                self.drain = Some(drain);
+                self.drain_by(Drain { idle_ms: now.saturating_add(idle_ms), hard_ms: now.saturating_add(hard_ms) });
             }
-            Mail::Stop => {
-                self.doors.close(self.poll.registry());
-                self.drain = Some(Drain { idle_ms: 0, hard_ms: 0 });
-            }
+            Mail::Stop => self.drain_by(Drain { idle_ms: 0, hard_ms: 0 }),
         }
     }
 }

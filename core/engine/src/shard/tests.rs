@@ -394,3 +394,21 @@ fn the_last_door_is_opened_when_all_others_are_flooded() {
     assert_eq!(&greeting, b"220 ");
     drop(others);
 }
+
+#[test]
+fn what_a_stop_or_a_drain_has_begun_no_later_drain_puts_off() {
+    let first: [(fn() -> Mail, u64); 2] = [(|| Mail::Stop, 0), (|| Mail::Drain(0, 5_000), 5_000)];
+    for (earlier, ends_ms) in first {
+        let mut bench = Bench::new();
+        let mut client = Client::new(dial(bench.address));
+        client.send(&format!("EHLO c.example\r\n{ASKED}"));
+        bench.rounds_until("the question", |bench| bench.pending() == [Pending::Question]);
+        // All of it in one batch, as a thread finds it that was busy for a moment.
+        for mail in [earlier(), Mail::Drain(120_000, 300_000)] {
+            bench.shard.take_mail(mail);
+        }
+        bench.round_later(ends_ms);
+        let last = client.rest();
+        assert!(last.ends_with("421 4.3.2 Service is closing; please try again\r\n"), "{ends_ms}: {last}");
+    }
+}
