@@ -239,6 +239,9 @@ impl Process {
                     7 => " (SIGBUS)",
                     9 => " (SIGKILL: out of memory, or killed by hand)",
                     11 => " (SIGSEGV)",
+                    14 if self.phase == Phase::Starting => {
+                        " (SIGALRM: a library did not come to an end while it was loaded)"
+                    }
                     14 => " (SIGALRM: a step did not end)",
                     15 => " (SIGTERM)",
                     31 => " (SIGSYS: a system call that the sandbox forbids)",

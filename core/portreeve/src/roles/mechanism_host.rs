@@ -10,8 +10,8 @@ use supervisor::child::Startup;
 
 use super::guest::{self, Kind};
 
-/// How long opening the library and making its mechanisms may take.
-const LOAD_MS_MAX: u32 = 10_000;
+/// How long opening libraries and making their mechanisms may take, here and in workers.
+pub const LOAD_MS_MAX: u32 = 10_000;
 
 /// Runs it.
 pub fn run(startup: Startup) -> ExitCode {

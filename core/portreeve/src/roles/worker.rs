@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Bounds, Deadlines, Handle, Notice, Passes, Port, Setup, Socket, Worker};
 use link::mechanism::{DESCRIPTION, Description};
-use link::{Link, Outbox, Received, Role, frames};
+use link::{Link, Outbox, Received, Role, frames, sys};
 use plugin_host::{Complain, Complaint, Fault, RemoteLibrary, Terms};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sasl::{Secret, flag};
@@ -22,6 +22,7 @@ use supervisor::child::{Later, Peer, Startup};
 use telemetry::{Counter, Event, EventSender, Level, Slot};
 use tls::{CertificateStore, ClientAuth, Pem, ServerTls, Settings, TicketKeys, Version};
 
+use super::mechanism_host::LOAD_MS_MAX;
 use super::{Secrets, Told, events, flush_at_end, give_up, level_at_start, tell};
 use crate::certificates;
 use crate::cli::exit;
@@ -167,7 +168,7 @@ impl Running {
             let terms = Terms { process: false, self_asserts: config.plugins.self_asserts(&p.id) };
             (p.id, p.library, PathBuf::from(p.origin), terms)
         });
-        let registry = plugins::load(libraries, Some(complain.clone()))?;
+        let registry = in_time(|| plugins::load(libraries, Some(complain.clone())))?;
         let runners: Vec<Arc<RemoteLibrary>> = hosted
             .iter()
             .zip(0..)
@@ -193,7 +194,8 @@ impl Running {
 
         let mut ports = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
-            let built = Arc::new(listeners::build(&config, listener, &registry, &runners, &backends)?);
+            let built = in_time(|| listeners::build(&config, listener, &registry, &runners, &backends));
+            let built = Arc::new(built?);
             let tls = match (listener.tls, stores.get(index).cloned().flatten()) {
                 (Tls::Off, _) | (_, None) => None,
                 (_, Some(store)) => {
@@ -300,6 +302,15 @@ impl Running {
             Err(why) => tell(events, "certificates.refused", Level::Error, &why),
         }
     }
+}
+
+/// Does what runs code of libraries while they are loaded. If it does not come to an end, the process does: the
+/// supervisor says so within seconds, instead of waiting for a worker that will never be ready.
+fn in_time<T>(load: impl FnOnce() -> T) -> T {
+    sys::end_after_ms(LOAD_MS_MAX);
+    let loaded = load();
+    sys::end_after_ms(0);
+    loaded
 }
 
 fn wipe(octets: &mut Vec<u8>) {
