@@ -359,7 +359,7 @@ impl<H: Hooks> Supervisor<H> {
                 Arc::clone(&pending.plan)
             }
             // What comes runs as it will.
-            Some(pending) if role == Role::MechanismHost && self.editions.iter().any(coming) => {
+            Some(pending) if runs_library(role) && self.editions.iter().any(coming) => {
                 Arc::clone(&pending.plan)
             }
             _ => Arc::clone(&self.plan),

@@ -77,6 +77,11 @@ fn child_main() {
         Role::Worker => worker(startup, fds),
         Role::Directory => directory(startup),
         Role::Control => control(startup, Path::new(configuration.split('|').next().unwrap())),
+        Role::BackendHost => {
+            let path = format!("{}-{}", configuration.split('|').next().unwrap(), std::process::id());
+            std::fs::write(path, &configuration).unwrap();
+            rest(startup);
+        }
         _ => rest(startup),
     }
     std::process::exit(0);
@@ -358,10 +363,13 @@ impl Server {
         self.thread.take().unwrap().join().unwrap().unwrap()
     }
 
-    fn pids(&self) -> Vec<u64> {
+    fn status(&self) -> serde_json::Value {
         let answer = self.admin("status");
-        let status: serde_json::Value = serde_json::from_str(answer.strip_prefix("true ").unwrap()).unwrap();
-        status["processes"].as_array().unwrap().iter().map(|process| process["pid"].as_u64().unwrap()).collect()
+        serde_json::from_str(answer.strip_prefix("true ").unwrap()).unwrap()
+    }
+
+    fn pids(&self) -> Vec<u64> {
+        self.status()["processes"].as_array().unwrap().iter().map(|process| process["pid"].as_u64().unwrap()).collect()
     }
 }
 
@@ -576,6 +584,35 @@ fn a_reload_changes_configuration_and_addresses() {
         thread::yield_now();
     }
     assert!(server.events.try_iter().all(|line| !line.contains("died")));
+}
+
+/// A library with a back end: what the configuration grants it, it has from the reload on that grants it.
+#[test]
+fn the_back_ends_of_a_reload_start_with_its_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let with_library = |configuration: &str| Plan {
+        plugins: vec![crate::Plugin {
+            id: "users".into(),
+            origin: "users.so".into(),
+            library: Arc::new(link::sealed::create("users", b"a library").unwrap()),
+            process: true,
+            mechanisms: Vec::new(),
+            terms: configuration.to_owned(),
+            backends: vec!["users".into()],
+            settings: Vec::new(),
+        }],
+        ..plan(&path, configuration)
+    };
+    let server = Server::start_with(directory, options(&path), with_library("first"));
+    let told = || {
+        let pid = server.status()["libraries"].as_array().unwrap().last().unwrap()["pid"].clone();
+        std::fs::read_to_string(path.join(format!("admin-{pid}"))).unwrap()
+    };
+    assert!(told().ends_with("|first"));
+    server.plans.lock().unwrap().push_back(Ok(with_library("second")));
+    assert_eq!(server.admin("reload"), "true generation 2 serves");
+    assert!(told().ends_with("|second"), "{}", told());
 }
 
 #[test]
