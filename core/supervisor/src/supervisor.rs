@@ -782,6 +782,7 @@ impl<H: Hooks> Supervisor<H> {
         self.exchange_editions(&plan, seconds, seconds_max);
         self.plan = plan;
         self.generation = generation;
+        self.serving = true;
         self.slot.add(Counter::ReloadsOk, 1);
         self.tell(Event::log("reloaded", Level::Info, unix_ms()).number("generation", generation.into()));
         self.hooks.serving(&self.sockets.bound);

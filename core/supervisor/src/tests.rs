@@ -74,6 +74,7 @@ fn child_main() {
         std::process::exit(1);
     }
     match startup.role {
+        Role::Worker if configuration.contains("never ready") => rest_of(startup.supervisor),
         Role::Worker => worker(startup, fds),
         Role::Directory => directory(startup),
         Role::Control => control(startup, Path::new(configuration.split('|').next().unwrap())),
@@ -240,8 +241,11 @@ fn control(startup: Startup, socket: &Path) {
 }
 
 fn rest(startup: Startup) {
-    let mut supervisor = startup.supervisor;
-    supervisor.ready().unwrap();
+    startup.supervisor.ready().unwrap();
+    rest_of(startup.supervisor);
+}
+
+fn rest_of(mut supervisor: child::Supervisor) {
     loop {
         if supervisor.next(None).iter().any(|later| matches!(later, Later::Stop | Later::Drain { .. })) {
             return;
@@ -314,15 +318,19 @@ impl Server {
     }
 
     fn start_with(directory: tempfile::TempDir, options: Options, plan: Plan) -> Server {
+        let server = Self::begin_with(directory, options, plan);
+        server.wait_serving();
+        server
+    }
+
+    fn begin_with(directory: tempfile::TempDir, options: Options, plan: Plan) -> Server {
         let plans = Arc::new(Mutex::new(VecDeque::new()));
         let ((serving, serving_rx), (events, events_rx)) = (mpsc::channel(), mpsc::channel());
         let hooks = TestHooks { plans: plans.clone(), serving, events };
         let (supervisor, handle) = Supervisor::new(options, plan, hooks).unwrap();
         let address = supervisor.bound()[0].address;
         let thread = Some(thread::spawn(move || supervisor.run()));
-        let server = Server { directory, handle, plans, serving: serving_rx, events: events_rx, thread, address };
-        server.wait_serving();
-        server
+        Server { directory, handle, plans, serving: serving_rx, events: events_rx, thread, address }
     }
 
     fn wait_serving(&self) {
@@ -584,6 +592,21 @@ fn a_reload_changes_configuration_and_addresses() {
         thread::yield_now();
     }
     assert!(server.events.try_iter().all(|line| !line.contains("died")));
+}
+
+#[test]
+fn a_reload_that_mends_a_start_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (options, bad) = (options(directory.path()), plan(directory.path(), "never ready"));
+    let server = Server::begin_with(directory, options, bad);
+    server.reload_to("first");
+    server.wait_serving();
+    // From now on a death is mended, and ends nothing.
+    let mut client = server.connect();
+    assert!(client.ask("abort").is_err());
+    server.event("SIGABRT");
+    assert_ne!(server.connect().pid, client.pid);
+    assert!(!server.thread.as_ref().unwrap().is_finished());
 }
 
 /// A library with a back end: what the configuration grants it, it has from the reload on that grants it.
