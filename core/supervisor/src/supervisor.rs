@@ -359,9 +359,7 @@ impl<H: Hooks> Supervisor<H> {
                 Arc::clone(&pending.plan)
             }
             // What comes runs as it will.
-            Some(pending) if runs_library(role) && self.editions.iter().any(coming) => {
-                Arc::clone(&pending.plan)
-            }
+            Some(pending) if runs_library(role) && self.editions.iter().any(coming) => Arc::clone(&pending.plan),
             _ => Arc::clone(&self.plan),
         };
         let worker = role == Role::Worker;
