@@ -806,6 +806,8 @@ impl<H: Hooks> Supervisor<H> {
         for edition in self.editions.iter_mut().filter(|edition| edition.state == EditionState::Coming) {
             edition.state = EditionState::Leaving;
         }
+        // One whose process has died already leaves nobody behind who would be waited for.
+        self.forget_editions();
         self.sockets.keep(&self.plan.listeners);
         self.reload_failed(pending.asker, text);
     }

@@ -69,7 +69,8 @@ fn child_main() {
         .collect();
     let startup = child::start(requested.unwrap(), "test").unwrap();
     let configuration = String::from_utf8(startup.configuration.clone()).unwrap();
-    if configuration.contains("cannot start") && startup.role == Role::Worker {
+    let failing = if configuration.contains("bad library") { Role::BackendHost } else { Role::Worker };
+    if configuration.contains("cannot start") && startup.role == failing {
         startup.supervisor.failed("configuration: cannot start: mend it").unwrap();
         std::process::exit(1);
     }
@@ -298,6 +299,23 @@ fn plan(directory: &Path, configuration: &str) -> Plan {
         drain_seconds: 1,
         drain_seconds_max: 20,
         ..Plan::default()
+    }
+}
+
+/// The same and a library with a back end, on terms of that configuration.
+fn with_library(directory: &Path, configuration: &str) -> Plan {
+    Plan {
+        plugins: vec![crate::Plugin {
+            id: "users".into(),
+            origin: "users.so".into(),
+            library: Arc::new(link::sealed::create("users", b"a library").unwrap()),
+            process: true,
+            mechanisms: Vec::new(),
+            terms: configuration.to_owned(),
+            backends: vec!["users".into()],
+            settings: Vec::new(),
+        }],
+        ..plan(directory, configuration)
     }
 }
 
@@ -614,28 +632,31 @@ fn a_reload_that_mends_a_start_is_one() {
 fn the_back_ends_of_a_reload_start_with_its_configuration() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_owned();
-    let with_library = |configuration: &str| Plan {
-        plugins: vec![crate::Plugin {
-            id: "users".into(),
-            origin: "users.so".into(),
-            library: Arc::new(link::sealed::create("users", b"a library").unwrap()),
-            process: true,
-            mechanisms: Vec::new(),
-            terms: configuration.to_owned(),
-            backends: vec!["users".into()],
-            settings: Vec::new(),
-        }],
-        ..plan(&path, configuration)
-    };
-    let server = Server::start_with(directory, options(&path), with_library("first"));
+    let server = Server::start_with(directory, options(&path), with_library(&path, "first"));
     let told = || {
         let pid = server.status()["libraries"].as_array().unwrap().last().unwrap()["pid"].clone();
         std::fs::read_to_string(path.join(format!("admin-{pid}"))).unwrap()
     };
     assert!(told().ends_with("|first"));
-    server.plans.lock().unwrap().push_back(Ok(with_library("second")));
+    server.plans.lock().unwrap().push_back(Ok(with_library(&path, "second")));
     assert_eq!(server.admin("reload"), "true generation 2 serves");
     assert!(told().ends_with("|second"), "{}", told());
+}
+
+/// However often somebody tries: what is left of a failed reload holds up none that comes later.
+#[test]
+fn reloads_of_a_library_that_dies_leave_nothing_behind() {
+    let server = Server::start();
+    for _ in 0..20 {
+        let bad = with_library(server.directory.path(), "bad library, cannot start");
+        server.plans.lock().unwrap().push_back(Ok(bad));
+        let answer = server.admin("reload");
+        assert!(answer.starts_with("false reload: the new backend-host failed: "), "{answer}");
+        assert_eq!(server.status()["libraries"].as_array().unwrap().len(), 0);
+    }
+    let good = with_library(server.directory.path(), "second");
+    server.plans.lock().unwrap().push_back(Ok(good));
+    assert!(server.admin("reload").starts_with("true generation "));
 }
 
 #[test]
