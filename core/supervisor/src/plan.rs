@@ -76,44 +76,95 @@ impl Plugin {
         mechanisms.into_iter().chain(backends).collect()
     }
 
+    /// Whether `other` is the same library, on the same terms: one process does for both.
     pub(crate) fn same(&self, other: &Plugin) -> bool {
         let content = |plugin: &Plugin| link::sealed::read(plugin.library.as_fd()).ok();
         let about = |plugin: &Plugin| (plugin.id.clone(), plugin.origin.clone(), plugin.process, plugin.terms.clone());
         let about = |plugin: &Plugin| (about(plugin), plugin.settings.clone());
         about(self) == about(other) && content(self) == content(other)
     }
+
+    /// Whether workers have nothing of it, and its successor offers the same: they need not know that it changes.
+    fn is_nothing_to_workers(&self, next: &Plugin) -> bool {
+        let offers = |plugin: &Plugin| (plugin.id.clone(), plugin.mechanisms.clone(), plugin.backends.clone());
+        let apart = |plugin: &Plugin| plugin.process || plugin.mechanisms.is_empty();
+        offers(self) == offers(next) && apart(self) && apart(next)
+    }
+}
+
+/// What a reload has to exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Difference {
+    /// Certificates, and perhaps ticket keys: workers take them while they run.
+    Certificates,
+    /// The content of libraries that have processes of their own, and perhaps certificates: workers go on.
+    Libraries,
+    /// Anything else, or nothing: a new generation of workers.
+    Workers,
 }
 
 impl Plan {
-    /// Whether `next` differs in nothing but the content of libraries that have processes of their own, and
-    /// perhaps certificates: then workers go on.
-    pub(crate) fn differs_in_processes_only(&self, next: &Plan) -> bool {
-        self.configuration == next.configuration
+    /// What has to be exchanged when this plan ends and `next` begins.
+    pub(crate) fn difference(&self, next: &Plan) -> Difference {
+        let frame = |plan: &Plan| (plan.workers, plan.shards, plan.plugins.len());
+        let workers_stay = self.configuration == next.configuration
             && self.listeners == next.listeners
             && self.secrets == next.secrets
-            && (self.workers, self.shards) == (next.workers, next.shards)
-            && self.plugins.len() == next.plugins.len()
-            && self.plugins.iter().zip(&next.plugins).all(|(ours, theirs)| {
-                // What workers have of it must be nothing, or the same.
-                let alike =
-                    (&ours.id, &ours.mechanisms, &ours.backends) == (&theirs.id, &theirs.mechanisms, &theirs.backends);
-                let apart = |plugin: &Plugin| plugin.process || plugin.mechanisms.is_empty();
-                ours.same(theirs) || alike && apart(ours) && apart(theirs)
-            })
-            && self.plugins.iter().zip(&next.plugins).any(|(ours, theirs)| !ours.same(theirs))
+            && frame(self) == frame(next);
+        if !workers_stay {
+            return Difference::Workers;
+        }
+        let pairs = self.plugins.iter().zip(&next.plugins);
+        let changed: Vec<_> = pairs.filter(|(ours, theirs)| !ours.same(theirs)).collect();
+        match changed.is_empty() {
+            true if self.certificates != next.certificates => Difference::Certificates,
+            true => Difference::Workers,
+            false if changed.iter().all(|(ours, theirs)| ours.is_nothing_to_workers(theirs)) => Difference::Libraries,
+            false => Difference::Workers,
+        }
     }
 
-    /// Whether `next` differs only in what workers can exchange while they run.
-    pub(crate) fn differs_in_certificates_only(&self, next: &Plan) -> bool {
-        self.certificates != next.certificates
-            && self.configuration == next.configuration
-            && self.listeners == next.listeners
-            && self.secrets == next.secrets
-            && (self.workers, self.shards) == (next.workers, next.shards)
-            && self.plugins.len() == next.plugins.len()
-            && self.plugins.iter().zip(&next.plugins).all(|(ours, theirs)| ours.same(theirs))
+    /// What `next` has that workers exchange while they run.
+    pub(crate) fn changes_to(&self, next: &Plan) -> Changes {
+        Changes {
+            certificates: (next.certificates != self.certificates).then(|| next.certificates.clone()),
+            ticket_keys: (next.ticket_keys != self.ticket_keys).then(|| next.ticket_keys.clone()),
+        }
+    }
+
+    /// The same plan from now on, with what changed by itself.
+    pub(crate) fn take(&mut self, changes: &Changes) {
+        if let Some(certificates) = &changes.certificates {
+            self.certificates.clone_from(certificates);
+        }
+        if let Some(ticket_keys) = &changes.ticket_keys {
+            self.ticket_keys.clone_from(ticket_keys);
+        }
+    }
+
+    /// Whether that many shards can share out the sockets that were opened at the start.
+    pub(crate) fn fits(&self, sockets_per_address: usize) -> Result<(), String> {
+        let (workers, shards) = (self.workers, self.shards);
+        if workers == 0 || workers > WORKERS_MAX || shards == 0 || shards > SHARDS_MAX {
+            return Err(format!(
+                "workers = {workers}, shards = {shards}: between 1 and {WORKERS_MAX} workers with 1 to {SHARDS_MAX} \
+                 shards each"
+            ));
+        }
+        if workers * shards > sockets_per_address {
+            return Err(format!(
+                "workers = {workers}, shards = {shards}: more than the {sockets_per_address} sockets per address that \
+                 were opened at the start; restart needed"
+            ));
+        }
+        Ok(())
     }
 }
+
+/// Most worker processes of one generation.
+pub(crate) const WORKERS_MAX: usize = 64;
+/// Most event loops in each.
+const SHARDS_MAX: usize = 1024;
 
 /// What stays as it is while the supervisor lives.
 #[derive(Clone, Debug)]

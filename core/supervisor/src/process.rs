@@ -16,6 +16,9 @@ use crate::plan::Options;
 /// Start-up messages of a worker with many listeners and shards; descriptors are not counted.
 const OUTBOX_OCTETS_MAX: usize = 8 << 20;
 
+/// A child that is not ready by then never will be.
+const START_SECONDS: u64 = 120;
+
 /// From Stop, or from the end of its link, to SIGKILL.
 const STOP_SECONDS: u64 = 5;
 
@@ -45,56 +48,75 @@ impl Phase {
     }
 }
 
-pub(crate) struct Process {
+/// A place that some process should hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Post {
     pub(crate) role: Role,
+    /// Of a worker; the edition of a library; 0 for the others, of which there is one each.
+    pub(crate) generation: u32,
+    /// Which worker of its generation; 0 for the others.
+    pub(crate) index: usize,
+}
+
+impl Post {
+    pub(crate) fn singleton(role: Role) -> Post {
+        Post { role, generation: 0, index: 0 }
+    }
+
+    pub(crate) fn worker(generation: u32, index: usize) -> Post {
+        Post { role: Role::Worker, generation, index }
+    }
+
+    /// Of an edition's number, which no other edition ever has.
+    pub(crate) fn library(role: Role, edition: u32) -> Post {
+        Post { role, generation: edition, index: 0 }
+    }
+
+    /// Whether who holds it runs one library of a stranger.
+    pub(crate) fn runs_library(&self) -> bool {
+        runs_library(self.role)
+    }
+}
+
+/// What a process has beside its post, from its start on.
+pub(crate) struct Outfit {
     /// Unique while the supervisor lives.
     pub(crate) instance: u32,
-    /// Of workers; 0 for the others, which belong to none.
-    pub(crate) generation: u32,
-    /// Which worker of its generation; which edition of a library.
-    pub(crate) index: usize,
-    /// Whose mechanisms it runs.
+    /// Whose mechanisms or back ends it runs.
     pub(crate) library: Option<String>,
-    /// How a mechanism-host is locked up.
-    pub(crate) sandbox: String,
-    /// Links that it has to the directory.
+    /// Event loops of a worker; each has links of its own.
     pub(crate) shards: u16,
     /// On the telemetry board.
     pub(crate) slot: usize,
     /// In the table of limits.
     pub(crate) row: Option<usize>,
+}
+
+pub(crate) struct Process {
+    pub(crate) post: Post,
+    pub(crate) outfit: Outfit,
+    /// How a process that runs a library is locked up.
+    pub(crate) sandbox: String,
     pub(crate) phase: Phase,
     pub(crate) started: Instant,
-    /// When patience ends: SIGKILL.
-    pub(crate) kill_at: Option<Instant>,
-    /// When draining ends: Stop.
-    pub(crate) stop_at: Option<Instant>,
     /// What it said before it went.
     pub(crate) failed: Option<String>,
     /// It was given a new configuration and may exit with 0 to be started with it.
     pub(crate) reconfigured: bool,
     /// It said who it is, and that is who we started.
     pub(crate) greeted: bool,
+    /// When draining ends: Stop.
+    stop_at: Option<Instant>,
+    /// When patience ends: SIGKILL.
+    kill_at: Option<Instant>,
     link: Option<Link>,
     outbox: Outbox,
     child: Child,
     ended: OwnedFd,
 }
 
-/// What a process is started as.
-pub(crate) struct Post {
-    pub(crate) role: Role,
-    pub(crate) instance: u32,
-    pub(crate) generation: u32,
-    pub(crate) index: usize,
-    pub(crate) library: Option<String>,
-    pub(crate) shards: u16,
-    pub(crate) slot: usize,
-    pub(crate) row: Option<usize>,
-}
-
 impl Process {
-    pub(crate) fn start(options: &Options, post: Post) -> io::Result<Process> {
+    pub(crate) fn start(options: &Options, post: Post, outfit: Outfit) -> io::Result<Process> {
         let (ours, theirs) = Link::pair()?;
         let mut command = Command::new(&options.program);
         command.args(&options.arguments).args([ROLE_ARGUMENT, post.role.name()]);
@@ -108,35 +130,32 @@ impl Process {
             command.stdout(Stdio::null());
         }
         // A stranger's code has nothing to say on the operator's terminal; its log comes another way.
-        if runs_library(post.role) {
+        if post.runs_library() {
             command.stderr(Stdio::null());
         }
         let child = sys::spawn(&mut command, theirs)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
         let ended = pidfd_open(pid, PidfdFlags::empty())?;
-        let Post { role, instance, generation, index, library, shards, slot, row } = post;
         Ok(Process {
-            role,
-            instance,
-            generation,
-            index,
-            library,
+            post,
+            outfit,
             sandbox: String::new(),
-            shards,
-            slot,
-            row,
             phase: Phase::Starting,
             started: Instant::now(),
-            kill_at: None,
-            stop_at: None,
             failed: None,
             reconfigured: false,
             greeted: false,
+            stop_at: None,
+            kill_at: None,
             link: Some(ours),
             outbox: Outbox::new(OUTBOX_OCTETS_MAX),
             child,
             ended,
         })
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        self.post.role
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -211,6 +230,34 @@ impl Process {
     pub(crate) fn patience(&mut self, left: Duration) {
         let kill_at = Instant::now() + left;
         self.kill_at = Some(self.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
+    }
+
+    /// When it must be looked at next, if it does nothing by itself.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.stop_at.into_iter().chain(self.kill_at).min()
+    }
+
+    /// Does what is due: patience with a start, a drain, a stop ends.
+    pub(crate) fn look_at_clock(&mut self, now: Instant) {
+        if self.stop_at.is_some_and(|at| at <= now) {
+            self.stop_at = None;
+            self.stop();
+        }
+        if self.phase == Phase::Starting && self.started.elapsed().as_secs() >= START_SECONDS {
+            self.failed = Some(format!("not ready after {START_SECONDS} seconds"));
+            self.kill();
+        }
+        if self.kill_at.is_some_and(|at| at <= now) {
+            // Its end is seen through its descriptor; asking again would change nothing.
+            self.kill_at = None;
+            self.failed.get_or_insert_with(|| "it did not go when it had to and was killed".to_owned());
+            self.kill();
+        }
+    }
+
+    /// Whether this end is what it was asked for.
+    pub(crate) fn was_to_end(&self, status: ExitStatus) -> bool {
+        matches!(self.phase, Phase::Draining | Phase::Stopping) || self.reconfigured && status.code() == Some(0)
     }
 
     pub(crate) fn kill(&mut self) {

@@ -16,7 +16,7 @@ use rustix::event::PollFlags;
 use telemetry::Event;
 
 use crate::child::{self, Later, Startup};
-use crate::process::{Post, Process};
+use crate::process::{Outfit, Post, Process};
 use crate::{Bound, Error, Handle, Hooks, Listener, Options, Plan, Supervisor};
 
 /// Nothing here takes that long unless it is broken.
@@ -29,17 +29,8 @@ fn a_child_that_has_ended_while_it_was_written_to_is_still_heard() {
     // What it says is a packet on its link, which is descriptor 3.
     let arguments = ["-c", "printf 'last words' >&3"].map(Into::into).into();
     let options = Options { program: "/bin/sh".into(), arguments, ..Options::new(directory.path(), "test") };
-    let post = Post {
-        role: Role::Delivery,
-        instance: 1,
-        generation: 1,
-        index: 0,
-        library: None,
-        shards: 0,
-        slot: 0,
-        row: None,
-    };
-    let mut process = Process::start(&options, post).unwrap();
+    let outfit = Outfit { instance: 1, library: None, shards: 0, slot: 0, row: None };
+    let mut process = Process::start(&options, Post::singleton(Role::Delivery), outfit).unwrap();
     let until = Instant::now() + PATIENCE;
     while process.exit_status().is_none() {
         assert!(Instant::now() < until);
