@@ -2,7 +2,7 @@
 //!
 //! The parser (`values.rs`), the sample file (`config/portreeve.toml`) and the reference
 //! (`docs/configuration.md`) are made from [`OPTIONS`]; nothing else in the program knows which keys
-//! exist. A new option begins as a row here, and as a field in `config.rs` that reads it.
+//! exist. A new option begins as a row here, and as a field of the part of `config/` that reads it.
 
 use std::fmt::Write as _;
 

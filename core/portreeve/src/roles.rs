@@ -167,17 +167,7 @@ const EVENTS_OCTETS_MAX: usize = 4 << 20;
 /// The least that the configuration of a starting process wants logged, so that busy processes do not send
 /// what the log writer would throw away.
 fn level_at_start(startup: &Startup) -> Level {
-    Told::decode(&startup.configuration).map_or(Level::Debug, |told| level(&told.config))
-}
-
-/// The least that is logged.
-fn level(config: &Config) -> Level {
-    match config.log.level.as_str() {
-        "error" => Level::Error,
-        "warning" => Level::Warning,
-        "debug" => Level::Debug,
-        _ => Level::Info,
-    }
+    Told::decode(&startup.configuration).map_or(Level::Debug, |told| told.config.log.level)
 }
 
 /// What the spool's disk keeps free.

@@ -213,11 +213,7 @@ impl Program {
 
     fn write(&self, event: &Event<'_>) {
         let stderr = std::io::stderr();
-        let human = match self.config.log.format.as_str() {
-            "human" => true,
-            "json" => false,
-            _ => stderr.is_terminal(),
-        };
+        let human = self.config.log.format.is_human(stderr.is_terminal());
         let line = if human { event.human("supervisor", terminal::color()) } else { event.json("supervisor") };
         let _ = stderr.lock().write_all(line.as_bytes());
     }

@@ -103,7 +103,7 @@ impl Table {
         if let Some(entry) = self.entries.get(path) {
             return Some(entry.value.clone());
         }
-        let option = options::find(path).expect("config.rs asks only for rows of the table (tested)");
+        let option = options::find(path).expect("config asks only for rows of the table (tested)");
         let literal = match option.default {
             Default::Is(literal) => literal,
             Default::ByRole { mx, submission, submissions } => match role {

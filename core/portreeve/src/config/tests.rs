@@ -547,7 +547,6 @@ fn the_examples_are_good() {
 
 #[test]
 fn issuers_of_tokens() {
-    use crate::tokens::TokenKind;
     let good = |more: &str| parse(Path::new("/etc/portreeve/portreeve.toml"), &format!("{GOOD}\n{more}\n"));
     let jwt = "[[tokens.issuer]]\nkind = \"jwt\"\nkeys = \"jwks.json\"\nissuer = \"i\"\naudience = [\"a\"]\n";
     let asks = "[[tokens.issuer]]\nkind = \"introspection\"\nname = \"x\"\nurl = \"http://localhost:8080/i\"\n\

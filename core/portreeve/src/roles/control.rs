@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use supervisor::child::Startup;
 
-use super::{Told, give_up, level};
+use super::{Told, give_up};
 use crate::cli::exit;
 use crate::config::{Config, Endpoint};
 use crate::control::{Control, Door, Logs, Sink, about};
@@ -64,15 +64,10 @@ pub fn run(startup: Startup) -> ExitCode {
 
 fn logs(told: &Told) -> Result<Logs, String> {
     let Config { log, .. } = &told.config;
-    let level = level(&told.config);
     let to_stderr = log.file.is_none();
-    let human = match log.format.as_str() {
-        "human" => true,
-        "json" => false,
-        _ => to_stderr && told.terminal,
-    };
+    let human = log.format.is_human(to_stderr && told.terminal);
     let sink = log.file.clone().map_or(Sink::Stderr, Sink::File);
-    Logs::open(level, human, human && to_stderr && told.colour, sink, log.audit.clone().map(Sink::File))
+    Logs::open(log.level, human, human && to_stderr && told.colour, sink, log.audit.clone().map(Sink::File))
 }
 
 /// A unix socket that only its owner may open. One that is left from a dead server is taken away: the

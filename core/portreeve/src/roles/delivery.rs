@@ -158,7 +158,7 @@ fn route(config: &Config, from: &config::Route, events: &Arc<dyn delivery::Event
 }
 
 /// What a delivery process is made from.
-type Basis = (Vec<(String, RouteKind)>, Vec<NextHopFile>, Queue, (u64, u8), Option<String>, String);
+type Basis = (Vec<(String, RouteKind)>, Vec<NextHopFile>, Queue, (u64, u8), Option<String>, Level);
 
 /// A file that a route is made from, and what it held.
 type NextHopFile = (PathBuf, Option<Zeroizing<Vec<u8>>>);
@@ -171,7 +171,7 @@ fn basis(config: &Config) -> Basis {
         _ => Vec::new(),
     });
     let floors = (config.spool.min_free, config.spool.min_free_percent);
-    (routes, files.collect(), config.queue.clone(), floors, config.hostname.clone(), config.log.level.clone())
+    (routes, files.collect(), config.queue.clone(), floors, config.hostname.clone(), config.log.level)
 }
 
 /// Adds what is new since `before` to the process' numbers.
