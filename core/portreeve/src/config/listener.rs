@@ -33,7 +33,7 @@ pub struct Listener {
     pub hostname: Option<String>,
     /// How TLS comes about.
     pub tls: Tls,
-    /// Indices into [`Config::certificates`], default first.
+    /// Indices into [`certificates`](super::Config::certificates), default first.
     pub certificates: Vec<usize>,
     /// Resumption.
     pub tls_tickets: bool,
