@@ -1,31 +1,31 @@
 //! Group commit: one thread that appends and syncs, and one that has the next segment ready.
+//!
+//! ```text
+//! queue ─► commit_all: records into the buffer ─► write ─► sync ─► tell, note ─► doorbell
+//!              └─ make_room ◄─ segment (prepared.rs) ◄─ preparer (ahead.rs)
+//!              a failed write or sync: the segment is given up, and the next one begins with its seal
+//! ```
+
+mod ahead;
+mod prepared;
 
 use std::io;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 use smtp::id::QueueId;
 
+pub(crate) use self::ahead::{Ahead, prepare};
+use self::prepared::Prepared;
 use crate::bug::{Bug, planted};
 use crate::pool::Listener;
-use crate::segment::{
-    HEADER_COPIES, Key, Kind, PAYLOAD_OCTETS_MAX, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader, SegmentHeader,
-    WriterId, encode_seal,
-};
-use crate::storage::File;
+use crate::segment::{Kind, PAYLOAD_OCTETS_MAX, RECORD_HEADER_OCTETS, RECORDS_START, RecordHeader, encode_seal};
 use crate::writer::{Durability, Pending, PendingBody, Shared};
 use crate::{Doorbell, Trouble, names};
 
 /// Octets that are written at once.
 const WRITE_OCTETS: usize = 4 << 20;
-/// Octets that are zero-filled at once, at most.
-const FILL_OCTETS: u64 = 256 << 10;
-/// A write of more than this is of so many messages that what a growing file costs is little for each.
-const SHARED_OCTETS: u64 = 128 << 10;
-/// How far ahead of the log a segment is filled; a whole one at once would keep the disk from those who wait for it.
-const FILL_AHEAD_OCTETS: u64 = 4 << 20;
 /// Of a seal, padded.
 const SEAL_OCTETS: u64 = RECORD_HEADER_OCTETS as u64 + 16;
 
@@ -221,8 +221,7 @@ impl Log {
             && !self.buffer.is_empty()
         {
             current.segment.write(current.position - self.buffer.len() as u64, &self.buffer)?;
-            shared.ahead.appended.fetch_add(self.buffer.len() as u64, Ordering::Relaxed);
-            shared.ahead.writes.fetch_add(1, Ordering::Relaxed);
+            shared.ahead.wrote(self.buffer.len());
             self.buffer.clear();
             if current.segment.wants_filling() {
                 shared.ahead.wake();
@@ -367,251 +366,4 @@ fn record_octets(pending: &Pending) -> u64 {
         PendingBody::Filed { .. } => 0,
     };
     ((RECORD_HEADER_OCTETS + pending.meta.len() + body) as u64).next_multiple_of(8)
-}
-
-/// A segment that has its name, its header and our lock.
-pub(crate) struct Prepared {
-    writer: WriterId,
-    sequence: u64,
-    octets: u64,
-    key: Key,
-    file: Box<dyn File>,
-    /// For the filler's syncs: an error that one descriptor has reported is not told to it again, but it is
-    /// told to the other.
-    filler: Box<dyn File>,
-    /// Written up to here.
-    written: AtomicU64,
-    /// Zero-filled up to here.
-    filled: AtomicU64,
-    /// The log has come closer than the filler, or is faster: no more filling.
-    overtaken: AtomicBool,
-    /// Held while a block is being filled.
-    gate: Mutex<()>,
-}
-
-impl Prepared {
-    /// Everything is durable before the file gets the name by which delivery finds it.
-    fn create(shared: &Shared, sequence: u64) -> io::Result<Self> {
-        let home = shared.home()?;
-        let new = names::new_segment(home.id, sequence);
-        let file = shared.disk.create(&new)?;
-        let made = Self::dress(shared, home.id, sequence, &new, file);
-        if made.is_err() {
-            let _ = shared.disk.remove(&new);
-        }
-        made
-    }
-
-    fn dress(shared: &Shared, writer: WriterId, sequence: u64, new: &str, file: Box<dyn File>) -> io::Result<Self> {
-        if !file.try_lock()? {
-            return Err(io::Error::other("somebody else holds the lock of a new segment"));
-        }
-        let mut salt = [0; 16];
-        getrandom::fill(&mut salt).map_err(io::Error::other)?;
-        let octets = shared.options.segment_octets;
-        let header = SegmentHeader { salt, writer, sequence, octets }.encode();
-        let mut first = vec![0; fill_octets(octets).max(RECORDS_START) as usize];
-        for copy in HEADER_COPIES {
-            first[copy as usize..copy as usize + header.len()].copy_from_slice(&header);
-        }
-        file.write_at(0, &first)?;
-        file.sync()?;
-        let name = names::segment(writer, sequence);
-        shared.disk.rename(new, &name)?;
-        if !planted(Bug::NoSegmentName) {
-            shared.disk.sync_dir(&writer.to_string())?;
-        }
-        Ok(Self {
-            writer,
-            sequence,
-            octets,
-            key: Key::new(&salt),
-            file,
-            filler: shared.disk.open(&name)?,
-            written: AtomicU64::new(RECORDS_START),
-            filled: AtomicU64::new(first.len() as u64),
-            // Filling is for the syncs of commits.
-            overtaken: AtomicBool::new(shared.options.durability != Durability::GroupFsync),
-            gate: Mutex::new(()),
-        })
-    }
-
-    /// Zero-fills another block; false when there is nothing left to do.
-    fn fill(&self, zeros: &[u8]) -> bool {
-        {
-            let _gate = self.gate.lock();
-            let filled = self.filled.load(Ordering::Acquire);
-            if filled >= self.octets || self.overtaken.load(Ordering::Acquire) {
-                return false;
-            }
-            let octets = fill_octets(self.octets).min(self.octets - filled);
-            let block = zeros.get(..octets as usize).unwrap_or_default();
-            if self.file.write_at(filled, block).is_err() {
-                // The disk is full, perhaps: who writes messages will see and say so.
-                return false;
-            }
-            self.filled.store(filled + octets, Ordering::Release);
-        }
-        // Now, so that a commit's sync has only its own octets to wait for.
-        self.filler.sync().is_ok()
-    }
-
-    fn write(&self, offset: u64, octets: &[u8]) -> io::Result<()> {
-        if offset + octets.len() as u64 > self.filled.load(Ordering::Acquire) {
-            self.overtaken.store(true, Ordering::Release);
-            // The filler is through with its block, and begins no other.
-            drop(self.gate.lock());
-        }
-        self.file.write_at(offset, octets)?;
-        self.written.store(offset + octets.len() as u64, Ordering::Release);
-        Ok(())
-    }
-
-    /// Whether blocks may still be filled.
-    fn may_fill(&self) -> bool {
-        self.filled.load(Ordering::Acquire) < self.octets && !self.overtaken.load(Ordering::Acquire)
-    }
-
-    /// Whether one should be filled now.
-    fn wants_filling(&self) -> bool {
-        let ahead = self.filled.load(Ordering::Acquire).saturating_sub(self.written.load(Ordering::Acquire));
-        ahead < FILL_AHEAD_OCTETS && self.may_fill()
-    }
-}
-
-/// Octets that are filled at once in a segment of this size.
-fn fill_octets(segment: u64) -> u64 {
-    FILL_OCTETS.min(segment / 4)
-}
-
-/// Between the committer, who needs segments, and the preparer, who makes them.
-#[derive(Default)]
-pub(crate) struct Ahead {
-    slot: Mutex<Slot>,
-    changed: Condvar,
-    stopped: AtomicBool,
-    /// Octets that the log has written, and in how many writes: tells the filler how busy it is.
-    appended: AtomicU64,
-    writes: AtomicU64,
-}
-
-#[derive(Default)]
-struct Slot {
-    wanted: bool,
-    ready: Option<Arc<Prepared>>,
-    trouble: Option<Trouble>,
-    room_wanted: bool,
-    stop: bool,
-}
-
-impl Ahead {
-    /// Has the next segment made.
-    fn want(&self) {
-        self.slot.lock().wanted = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits for the next segment.
-    fn take(&self) -> Result<Arc<Prepared>, Trouble> {
-        let mut slot = self.slot.lock();
-        slot.trouble = None;
-        loop {
-            if let Some(ready) = slot.ready.take() {
-                return Ok(ready);
-            }
-            if let Some(trouble) = slot.trouble.take() {
-                return Err(trouble);
-            }
-            slot.wanted = true;
-            self.changed.notify_all();
-            self.changed.wait(&mut slot);
-        }
-    }
-
-    /// A segment should be filled further.
-    fn wake(&self) {
-        // Under the lock: who is about to wait has looked before.
-        let _slot = self.slot.lock();
-        self.changed.notify_all();
-    }
-
-    /// Has the room on disk looked at.
-    pub(crate) fn ask_for_room(&self) {
-        self.slot.lock().room_wanted = true;
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn stop(&self) {
-        self.slot.lock().stop = true;
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
-    }
-
-    fn stop_accepting(&self) {
-        self.stopped.store(true, Ordering::Release);
-    }
-}
-
-/// The preparer's thread.
-pub(crate) fn prepare(shared: &Shared) {
-    let mut sequence = 0;
-    // Not ours to keep open: a segment is given up by closing it.
-    let mut filling: Vec<Weak<Prepared>> = Vec::new();
-    let zeros = vec![0; fill_octets(shared.options.segment_octets) as usize];
-    loop {
-        let (create, look, fill) = {
-            let mut slot = shared.ahead.slot.lock();
-            loop {
-                if slot.stop {
-                    slot.ready = None;
-                    return;
-                }
-                let create = slot.wanted && slot.ready.is_none();
-                let look = mem::take(&mut slot.room_wanted);
-                filling.retain(|segment| segment.upgrade().is_some_and(|segment| segment.may_fill()));
-                let fill = filling.iter().filter_map(Weak::upgrade).find(|segment| segment.wants_filling());
-                if create || look || fill.is_some() {
-                    break (create, look, fill);
-                }
-                shared.ahead.changed.wait(&mut slot);
-            }
-        };
-        if look {
-            shared.look_at_room();
-        }
-        if create {
-            // A number is used once, whatever came of it.
-            sequence += 1;
-            let made = Prepared::create(shared, sequence).map(Arc::new);
-            let mut slot = shared.ahead.slot.lock();
-            slot.wanted = false;
-            match made {
-                Ok(made) => {
-                    filling.push(Arc::downgrade(&made));
-                    slot.ready = Some(made);
-                }
-                Err(error) => {
-                    slot.trouble = Some(Trouble::of(&error));
-                    (shared.hooks.trouble)(&format!("spool: no new segment: {error}"));
-                }
-            }
-            shared.ahead.changed.notify_all();
-        } else if let Some(segment) = fill {
-            let ahead = &shared.ahead;
-            let written = || (ahead.appended.load(Ordering::Relaxed), ahead.writes.load(Ordering::Relaxed));
-            let before = written();
-            let more = segment.fill(&zeros);
-            let after = written();
-            let (octets, writes) = (after.0 - before.0, after.1 - before.1);
-            // At that pace a sync is shared by so many that a growing file is as fast, and filling would take
-            // half of the disk's bandwidth, and of the processor time that writing takes.
-            let busy = octets > zeros.len() as u64 / 4 || (writes > 0 && octets / writes > SHARED_OCTETS);
-            if busy || !more {
-                segment.overtaken.store(true, Ordering::Release);
-            }
-        }
-    }
 }

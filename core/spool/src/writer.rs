@@ -3,7 +3,7 @@
 //! ```text
 //! event loops   Port.begin → Entry.append … → Port.commit ──► queue ──► committer thread   (committer.rs)
 //!                                └ over 256 KiB, or slow ──► body threads ──┘               (bodies.rs)
-//!                                                      preparer thread: the next segment    (committer.rs)
+//!                                                      preparer thread: the next segment    (committer/ahead.rs)
 //! ```
 
 use std::io;
