@@ -164,7 +164,7 @@ struct RunArgs {
     /// Seconds before anything is counted (0).
     #[arg(long, value_name = "SECONDS", help_heading = "How much")]
     warm_up: Option<f64>,
-    /// Sessions at a time (16); with --rate at most (10,000).
+    /// Sessions at a time (16, or one for each process); with --rate at most (10,000).
     #[arg(long, value_name = "N", help_heading = "How much")]
     concurrency: Option<usize>,
     /// Sessions that begin per second, whatever the server does (open loop).

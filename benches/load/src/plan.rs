@@ -386,7 +386,11 @@ impl Plan {
             return self.wrong(name, "0 sessions do nothing; leave it out or say how many");
         }
         let [closed, open] = CONCURRENCY_DEFAULT;
-        self.concurrency.get_or_insert(if self.rate.is_some() { open } else { closed });
+        let processes = self.processes as usize;
+        let at_a_time = *self.concurrency.get_or_insert(if self.rate.is_some() { open } else { closed.max(processes) });
+        if at_a_time < processes {
+            return self.wrong("concurrency", &format!("{at_a_time} at a time are too few for {processes} processes"));
+        }
         self.source_addresses
             .extend((0..self.sources).map(|n| IpAddr::from(Ipv4Addr::from_bits(0x7f00_0101_u32.wrapping_add(n)))));
         self.sources = 0;
@@ -501,7 +505,7 @@ impl Plan {
         share.rate = self.rate.map(|rate| rate / of as f64);
         share.gather_rate = self.gather_rate / of as f64;
         share.noop_rate = self.noop_rate / of as f64;
-        share.concurrency = Some(part(self.at_a_time() as u64).max(1) as usize);
+        share.concurrency = Some(part(self.at_a_time() as u64) as usize);
         share.seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index);
         for scenario in &mut share.scenarios {
             scenario.count = part(scenario.count);

@@ -12,7 +12,7 @@ fn flags_that_cannot_work() {
     let folder = Folder::new("flags");
     let password = folder.file("password", "secret\n");
     let bad_pem = folder.file("bad.pem", "nothing\n");
-    let cases: [(&[&str], &str); 19] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["--time-max", "1e300"], "time_max: "),
         (&["--duration", "1e300"], "duration: "),
         (&["--duration", "0"], "duration: 0 is not between"),
@@ -25,6 +25,7 @@ fn flags_that_cannot_work() {
         (&["--gather-rate", "0"], "gather_rate: 0"),
         (&["--count", "0"], "count: 0 sessions"),
         (&["--concurrency", "0"], "concurrency: 0 sessions"),
+        (&["--concurrency", "2", "--processes", "3"], "concurrency: 2 at a time are too few for 3 processes"),
         (&["--sources", "4000000000"], "sources: "),
         (&["--source-address", "::1"], "one is IPv4, the other IPv6"),
         (&["--processes", "0"], "processes: 0"),
