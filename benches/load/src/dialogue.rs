@@ -154,6 +154,7 @@ impl Spec {
             at: 0,
             intended: now,
             sent: now,
+            unsent: 0,
             stage: Stage::Greeting,
             since: now,
         }))
@@ -212,6 +213,8 @@ pub struct Talk {
     intended: Instant,
     /// When the last octets of the message were handed over.
     sent: Instant,
+    /// How many octets had not gone out yet when the last octets came in.
+    unsent: usize,
     /// What is timed now.
     stage: Stage,
     since: Instant,
@@ -325,6 +328,10 @@ impl Talk {
                 RecipientResult::Pending => notes.troubles.push(Trouble::new("end of message", "no result", "")),
             }
         }
+        if taken && self.unsent > 0 {
+            let why = "taken before all of it was sent";
+            return notes.troubles.push(Trouble::new(&Stage::Final.to_string(), "protocol", why));
+        }
         if taken {
             notes.times.push((Measure::Message, now.saturating_duration_since(self.sent).as_micros() as u64));
         }
@@ -375,10 +382,11 @@ fn goodbye(received: &[u8]) -> Result<(), Trouble> {
 // -------------------------------------------------------------------------------------- both
 
 impl Dialogue {
-    /// Takes what was received; returns how much of it is done with.
+    /// Takes what was received while so many octets were not sent yet; returns how much of it is done with.
     pub fn receive(
         &mut self,
         received: &[u8],
+        unsent: usize,
         out: &mut Vec<u8>,
         random: &mut Random,
         now: Instant,
@@ -390,6 +398,7 @@ impl Dialogue {
                 if talk.client.stage() == Stage::Quit {
                     goodbye(received)?;
                 }
+                talk.unsent = unsent;
                 let before = out.len();
                 let (used, next) = talk.client.receive(received, out);
                 if talk.is_refused() {
@@ -509,7 +518,7 @@ mod tests {
                         kept.extend_from_slice(world.text().as_bytes());
                         world.clear();
                         let (used, then) = dialogue
-                            .receive(&kept, &mut out, &mut random, now, &mut notes)
+                            .receive(&kept, 0, &mut out, &mut random, now, &mut notes)
                             .unwrap_or_else(|t| panic!("{name}: {t:?}"));
                         kept.drain(..used);
                         then

@@ -63,6 +63,11 @@ impl Transport {
         Ok(())
     }
 
+    /// Whether nobody has answered yet.
+    pub fn is_connecting(&self) -> bool {
+        self.stream.peer_addr().is_err_and(|error| error.kind() == ErrorKind::NotConnected)
+    }
+
     /// Whether there is TLS, and it is not there yet.
     pub fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())

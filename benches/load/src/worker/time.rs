@@ -11,6 +11,9 @@ const NOOPS_MAX: usize = 256;
 impl Session {
     /// The server is not waited for any longer: how far it had come, unless an end is what was wanted.
     pub(super) fn given_up(&mut self, code: &str, why: &str) -> Option<Trouble> {
+        if self.transport.is_connecting() {
+            return Some(Trouble::new("connect", code, why));
+        }
         match self.transport.is_handshaking() {
             true => Some(Trouble::new("TLS handshake", code, why)),
             false => self.dialogue.lost(code, why).err(),

@@ -1,6 +1,6 @@
 //! The turn of one session: what came is read, what the dialogue wants is done, and its end is counted.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use super::{Alarm, Session, Worker};
@@ -51,7 +51,7 @@ impl Worker {
             let sent = session.transport.octets_sent;
             if let Err(error) = session.transport.flush() {
                 // What the server said before it closed is still to be read.
-                if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) {
                     return self.lost(session, &error);
                 }
             }
@@ -70,7 +70,7 @@ impl Worker {
             let octets = match session.transport.read(&mut self.buffer, &mut session.received) {
                 Ok(None) => return Ok(false),
                 Ok(Some(0)) => {
-                    let ended = io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server");
+                    let ended = io::Error::new(ErrorKind::UnexpectedEof, "closed by the server");
                     return self.lost(session, &ended);
                 }
                 Ok(Some(octets)) => octets,
@@ -114,9 +114,10 @@ impl Worker {
             }
             while !session.received.is_empty() {
                 self.out.clear();
+                let unsent = session.transport.waiting();
                 let (used, then) = session
                     .dialogue
-                    .receive(&session.received, &mut self.out, &mut self.random, now, notes)
+                    .receive(&session.received, unsent, &mut self.out, &mut self.random, now, notes)
                     .inspect_err(|_| {
                         let _ = session.transport.queue(&self.out);
                         let _ = session.transport.flush();
@@ -184,11 +185,17 @@ impl Worker {
     }
 
     fn lost(&mut self, session: &mut Session, error: &io::Error) -> Result<bool, Trouble> {
+        if matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
+        ) {
+            return Err(Trouble::new("connect", &kind(error), error.to_string()));
+        }
         if session.transport.is_handshaking() {
             return Err(Trouble::new("TLS handshake", &kind(error), error.to_string()));
         }
         let code = match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "lost",
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "lost",
             _ => &kind(error),
         };
         session.dialogue.lost(code, &error.to_string()).map(|()| true)
@@ -248,8 +255,8 @@ pub(super) fn kind(error: &io::Error) -> String {
     let is = |errno: rustix::io::Errno| error.raw_os_error() == Some(errno.raw_os_error());
     match error.kind() {
         _ if is(rustix::io::Errno::MFILE) || is(rustix::io::Errno::NFILE) => NO_DESCRIPTOR.to_owned(),
-        io::ErrorKind::AddrNotAvailable => NO_PORT.to_owned(),
-        io::ErrorKind::Other => error.to_string(),
+        ErrorKind::AddrNotAvailable => NO_PORT.to_owned(),
+        ErrorKind::Other => error.to_string(),
         kind => kind.to_string(),
     }
 }

@@ -146,6 +146,36 @@ fn halves_floods_and_resets() {
     assert!(report.failed == 2 && report.errors[0].code == "silence", "{:?}", report.errors);
 }
 
+/// A server that takes a message of which it cannot have all octets has lost it.
+#[test]
+fn a_message_that_is_taken_before_it_is_sent() {
+    let eager = Fake::answering(|word| match word {
+        // Its data goes on for two seconds.
+        "DATA" => "354 go\r\n".to_owned(),
+        "SUBJECT:" => "250 taken\r\n".to_owned(),
+        "" | "EHLO" | "MAIL" | "RCPT" | "QUIT" => honest(word),
+        _ => String::new(),
+    });
+    let with =
+        ["--scenario", "slow", "--octets-per-second", "1000", "--size", "2k", "--count", "3", "--time-max", "20"];
+    let report = report(eager.address, &with);
+    assert_eq!((report.messages, report.connections), (0, 0), "{report:?}");
+    assert!(errors(&report).contains(&"end of message: protocol × 3".to_owned()), "{:?}", report.errors);
+}
+
+/// Whoever does not even take the connection: refused is told elsewhere, this is a queue that is full.
+#[test]
+fn a_queue_that_is_full() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let target = socket.local_addr().unwrap().as_socket().unwrap();
+    let report = report(target, &["--scenario", "connect", "--count", "6", "--patience", "0.5"]);
+    let stages: Vec<&str> = report.errors.iter().map(|error| error.stage.as_str()).collect();
+    assert!(report.failed == 6 && stages.contains(&"connect") && stages.contains(&"greeting"), "{:?}", report.errors);
+    assert!(report.errors.iter().all(|error| error.code == "silence"), "{:?}", report.errors);
+}
+
 /// TLS that breaks off in the middle: the server has agreed, and answers the ClientHello with something else.
 #[test]
 fn tls_that_turns_to_garbage() {
