@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::plan::Plan;
+use crate::plan::{Kind, Plan};
 use crate::tick::{Counts, Pairs, Tick, Troubles, histogram};
 
 /// A result; the version of its form comes first.
@@ -51,7 +51,7 @@ pub struct Report {
     pub held: u64,
     /// Seconds until they were.
     pub gather_seconds: f64,
-    /// Idle sessions that are missing at the end.
+    /// Of those that were begun, how many are missing at the end.
     pub crowd_lost: u64,
     /// What went wrong, by scenario, stage and code.
     pub errors: Vec<Troubles>,
@@ -282,6 +282,12 @@ impl Sum {
         self.counts.iter().map(what).sum()
     }
 
+    /// Idle sessions that were begun.
+    pub fn crowd_begun(&self, plan: &Plan) -> u64 {
+        let all = plan.scenarios.iter().zip(&self.counts);
+        all.filter(|(scenario, _)| scenario.kind == Kind::Idle).map(|(_, counts)| counts.begun).sum()
+    }
+
     /// How often something went wrong.
     pub fn trouble_count(&self) -> u64 {
         self.troubles.values().map(|trouble| trouble.count).sum()
@@ -289,7 +295,7 @@ impl Sum {
 
     /// Puts what was summed into a report.
     pub fn report(&self, plan: &Plan, report: &mut Report) {
-        let is_idle: Vec<bool> = plan.scenarios.iter().map(|s| s.kind == crate::plan::Kind::Idle).collect();
+        let is_idle: Vec<bool> = plan.scenarios.iter().map(|s| s.kind == Kind::Idle).collect();
         let of_mix = |what: fn(&Counts) -> u64| {
             self.counts.iter().zip(&is_idle).filter(|(_, idle)| !**idle).map(|(counts, _)| what(counts)).sum::<u64>()
         };

@@ -123,9 +123,13 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     };
 
     // Idle sessions first: what is measured beside them is measured beside all of them.
-    run.until(Duration::from_secs_f64(plan.time_max), &mut report, |run| {
+    let time_max = || format!("after {} s (--time-max)", plan.time_max);
+    let gathered = run.until(Duration::from_secs_f64(plan.time_max), &mut report, |run| {
         run.loaders.iter().all(|loader| loader.last.gathered || loader.ended)
     })?;
+    if !gathered {
+        report.cut_short.get_or_insert_with(time_max);
+    }
     report.held = run.loaders.iter().map(|loader| loader.last.held).sum();
     let mut usage_idle = None;
     if plan.crowd() > 0 {
@@ -144,9 +148,10 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
     }
 
     let left = |run: &Run<'_>| Duration::from_secs_f64(plan.time_max).saturating_sub(run.started.elapsed());
-    let time_max = || format!("after {} s (--time-max)", plan.time_max);
     let mut usage_begin = usage_idle.or(usage_before);
-    if plan.has_mix() {
+    if report.cut_short.is_some() {
+        // It is over before it began: nothing is measured beside half a crowd.
+    } else if plan.has_mix() {
         run.go(Phase::WarmUp);
         if plan.warm_up > 0.0 {
             let warm = Duration::from_secs_f64(plan.warm_up);
@@ -184,10 +189,11 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report, String> {
         report.seconds = run.phase_since.elapsed().as_secs_f64();
     }
     let usage_end = run.watch.as_mut().map(Watch::settle);
-    report.crowd_lost = plan.crowd().saturating_sub(run.loaders.iter().map(|loader| loader.last.held).sum());
     run.finish();
     run.live.end();
     run.sum.report(plan, &mut report);
+    let held = run.loaders.iter().map(|loader| loader.last.held).sum();
+    report.crowd_lost = run.sum.crowd_begun(plan).saturating_sub(held);
     if let (Some(before), Some(begin), Some(end)) = (usage_before, usage_begin, usage_end) {
         let server = report.server.get_or_insert_default();
         let cpu = end.cpu.saturating_sub(begin.cpu).as_secs_f64();

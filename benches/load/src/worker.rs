@@ -218,7 +218,8 @@ impl Worker {
                 swept = now;
                 self.sweep(now, share);
             }
-            let over = self.stop.is_some_and(|stop| self.active == 0 || now > stop + GRACE) || now > end;
+            let none_in_progress = self.active == 0 && self.under_way() == 0;
+            let over = self.stop.is_some_and(|stop| none_in_progress || now > stop + GRACE) || now > end;
             if over {
                 self.leave(now);
             }

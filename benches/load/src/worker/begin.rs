@@ -24,8 +24,7 @@ impl Worker {
         let due = (now - self.start).as_secs_f64() * self.plan.gather_rate;
         // Nor faster than they get there: a crowd of handshakes would only wait for each other until they time out.
         let most = (GATHER_MAX / u64::from(self.plan.processes)).max(4);
-        let under_way = self.gathered - self.held.len() as u64 - self.crowd_lost;
-        let mut room = (due as u64).saturating_sub(self.gathered).min(most.saturating_sub(under_way));
+        let mut room = (due as u64).saturating_sub(self.gathered).min(most.saturating_sub(self.under_way()));
         for scenario in 0..self.to_gather.len() {
             while room > 0 && self.to_gather[scenario] > 0 {
                 self.to_gather[scenario] -= 1;
@@ -36,8 +35,13 @@ impl Worker {
         }
     }
 
+    /// Idle sessions on their way to being idle.
+    pub(super) fn under_way(&self) -> u64 {
+        self.gathered - self.held.len() as u64 - self.crowd_lost
+    }
+
     pub(super) fn is_gathered(&self) -> bool {
-        self.to_gather.iter().all(|&left| left == 0) && self.held.len() as u64 + self.crowd_lost >= self.gathered
+        self.to_gather.iter().all(|&left| left == 0) && self.under_way() == 0
     }
 
     /// Whether a session with this intended start belongs to the run.

@@ -365,9 +365,13 @@ fn the_warm_up_is_counted_apart() {
 
 /// Waits until the idle sessions are there and it goes on. Its standard error has to stay open.
 fn until_measured(child: &mut Child) -> (rustix::process::Pid, BufReader<ChildStderr>) {
+    until_phase(child, "measured")
+}
+
+fn until_phase(child: &mut Child, phase: &str) -> (rustix::process::Pid, BufReader<ChildStderr>) {
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
-    while !line.contains("measured") {
+    while !line.contains(phase) {
         line.clear();
         assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended by itself");
     }
@@ -390,6 +394,24 @@ fn a_signal_ends_it_with_what_there_is() {
     assert!(report.cut_short.is_some_and(|why| why.contains("signal")));
     assert!(report.connections > 0 && report.held == 50);
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// What ends before everybody is there has measured nothing, and those that were never begun are not lost.
+#[test]
+fn an_end_before_the_crowd_is_there() {
+    let server = Canned::new(false);
+    let with = ["--scenario", "connect", "--crowd", "100000", "--gather-rate", "200"];
+    let mut child = load(server.1, &with).spawn().unwrap();
+    let (pid, _stderr) = until_phase(&mut child, "gathering");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let stopped = report_of(&child.wait_with_output().unwrap());
+    assert!(stopped.cut_short.as_ref().is_some_and(|why| why.contains("signal")), "{:?}", stopped.cut_short);
+    let timed = report(server.1, &[&with[..], &["--time-max", "1"]].concat());
+    assert!(timed.cut_short.as_ref().is_some_and(|why| why.contains("--time-max")), "{:?}", timed.cut_short);
+    for report in [stopped, timed] {
+        assert!(report.held > 0 && report.scenarios[1].begun >= report.held, "{:?}", report.scenarios);
+        assert_eq!((report.connections, report.crowd_lost, errors(&report)), (0, 0, vec![]));
+    }
 }
 
 /// Who is in a hurry does not wait for what is in progress.
