@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::dialogue::{Dialogue, Spec, Trouble};
-use crate::plan::Plan;
+use crate::plan::{Plan, Tls};
 use crate::sizes::Random;
 use crate::tick::{Interval, Tick};
 use crate::transport::{TlsConfig, Transport};
@@ -138,6 +138,11 @@ impl Worker {
         for scenario in &plan.scenarios {
             specs.push(Arc::new(Spec::new(scenario).map_err(|error| named(&scenario.name, error))?));
             tls.push(TlsConfig::new(scenario).map_err(|error| named(&scenario.name, error))?);
+        }
+        if plan.scenarios.iter().any(|scenario| scenario.tls != Tls::None) {
+            // A thread's first random octets take aws-lc some 50 ms, which would be the first handshakes'.
+            let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+            random.fill(&mut [0; 32]).map_err(|_| "no random octets".to_owned())?;
         }
         let start = Instant::now();
         let interval = Interval::new(plan.scenarios.len(), start);
