@@ -1,7 +1,7 @@
 //! The configuration as the program uses it: typed, complete, and free of contradictions.
 //!
 //! ```text
-//! text ── values.rs, by the rows of options.rs ──→ values of each table ── the parts here: read ──→ Config ── check ──→ findings
+//! text ── values.rs, by the rows of options/ ──→ values of each table ── the parts here: read ──→ Config ── check ──→ findings
 //!
 //! process   [process]                     spool      [spool], [queue]
 //! listener  [[listener]]                  route      [[route]]

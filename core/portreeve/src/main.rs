@@ -5,7 +5,7 @@
 //!       init, demo, user, plugin, status                                    └─        delivery, control
 //! ```
 //!
-//! `options.rs` is the table of every setting; `check.rs` decides whether a configuration is good, for
+//! `options/` is the table of every setting; `check.rs` decides whether a configuration is good, for
 //! `check`, start and reload alike; `roles/` is what each process does; everything else is a command.
 #![forbid(unsafe_code)]
 

@@ -275,8 +275,7 @@ fn needs_restart(now: &Config, next: &Config) -> Option<&'static str> {
         let value = |config: &Config| config.written.value(path, "mx");
         value(now) != value(next)
     };
-    crate::options::OPTIONS
-        .iter()
+    crate::options::all()
         .filter(|option| option.reload == crate::options::Reload::Restart && !option.path.contains("[]"))
         .map(|option| option.path)
         .find(|path| differs(path))

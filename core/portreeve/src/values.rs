@@ -1,6 +1,6 @@
 //! From TOML to checked values, guided by the table of options.
 //!
-//! Knows no option by name: each key of the file is looked up in [`OPTIONS`], its value is read as the
+//! Knows no option by name: each key of the file is looked up in [`options`], its value is read as the
 //! row's [`Kind`] says, and everything that does not fit is a finding with its place in the file.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::options::{self, Default, Kind, OPTIONS};
+use crate::options::{self, Default, Kind};
 use crate::report::Report;
 
 /// A value that fits its [`Kind`].
@@ -202,15 +202,14 @@ fn walk(
                 walk(&format!("{path}[]."), inner, &mut table, repeated, report);
                 repeated.entry(section).or_default().push(table);
             }
-        } else if OPTIONS
-            .iter()
+        } else if options::all()
             .any(|option| option.path.strip_prefix(path.as_str()).is_some_and(|rest| rest.starts_with('.')))
         {
             match value.get_ref().as_table() {
                 Some(inner) => walk(&format!("{path}."), inner, into, repeated, report),
                 None => {
                     let cause = format!("is {} where a table is meant", kind_name(value.get_ref()));
-                    let inner = OPTIONS.iter().find_map(|option| option.path.strip_prefix(path.as_str()));
+                    let inner = options::all().find_map(|option| option.path.strip_prefix(path.as_str()));
                     let remedy = format!("write its keys: {}{} = …", key.get_ref(), inner.unwrap_or_default());
                     report.error(Some(key.span()), shown, cause, remedy);
                 }
@@ -282,12 +281,12 @@ fn json(value: &Spanned<DeValue<'_>>) -> Result<serde_json::Value, Wrong> {
 
 /// The static path of a repeated table, when there is one with this name.
 fn section_of(path: &str) -> Option<&'static str> {
-    options::SECTIONS.iter().map(|section| section.path).find(|&section| section == path)
+    options::sections().map(|section| section.path).find(|&section| section == path)
 }
 
 /// The remedy for an unknown key.
 fn suggestion(prefix: &str, key: &str) -> String {
-    let here = OPTIONS.iter().filter_map(|option| option.path.strip_prefix(prefix)).map(|rest| {
+    let here = options::all().filter_map(|option| option.path.strip_prefix(prefix)).map(|rest| {
         let end = rest.find(['.', '[']).unwrap_or(rest.len());
         &rest[..end]
     });
@@ -299,8 +298,8 @@ fn suggestion(prefix: &str, key: &str) -> String {
         return format!("did you mean \"{name}\"?");
     }
     let inside = |option: &&options::Opt| option.path.strip_prefix(prefix).is_some_and(|rest| ends_with_key(rest, key));
-    let anywhere = || OPTIONS.iter().find(|option| ends_with_key(option.path, key));
-    match OPTIONS.iter().find(inside).or_else(anywhere) {
+    let anywhere = || options::all().find(|option| ends_with_key(option.path, key));
+    match options::all().find(inside).or_else(anywhere) {
         Some(option) if option.path.starts_with(prefix) && !prefix.is_empty() => {
             format!("write {} = {}", &option.path[prefix.len()..], option.example)
         }

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::options::{self, Default, OPTIONS};
+use crate::options::{self, Default};
 use crate::report::Severity;
 
 /// A configuration without fault; lines are added behind it or put in its place.
@@ -437,7 +437,7 @@ fn no_mutation_of_a_good_file_panics_and_each_removed_octet_is_judged() {
 
 #[test]
 fn defaults_and_examples_fit_their_kind() {
-    for option in OPTIONS {
+    for option in options::all() {
         let fits = |literal: &str| values::literal_value(option.kind, literal).is_some();
         assert!(fits(option.example), "{}: example {}", option.path, option.example);
         match option.default {
@@ -448,8 +448,10 @@ fn defaults_and_examples_fit_their_kind() {
             Default::Unset(words) => assert!(!words.is_empty()),
             Default::Required => assert!(option.path.contains("[]"), "{}: nothing required at the top", option.path),
         }
-        assert!(options::SECTIONS.iter().any(|section| section.path == option.section()), "{}", option.path);
-        assert_eq!(OPTIONS.iter().filter(|other| other.path == option.path).count(), 1, "{} stands twice", option.path);
+        let rows = options::sections().filter(|section| section.path == option.section());
+        let stands = rows.flat_map(|section| section.options).any(|row| row.path == option.path);
+        assert!(stands, "{} does not stand in the table that its path begins with", option.path);
+        assert_eq!(options::all().filter(|other| other.path == option.path).count(), 1, "{} stands twice", option.path);
     }
 }
 
@@ -461,7 +463,7 @@ fn every_option_can_be_written_and_changes_something() {
     ]
     .iter()
     .fold(GOOD.to_owned(), |text, (from, to)| text.replacen(from, to, 1));
-    for option in OPTIONS {
+    for option in options::all() {
         let mut table: toml::Table = roomy.parse().unwrap();
         let value: toml::Value =
             toml::from_str::<toml::Table>(&format!("v = {}", option.example)).unwrap()["v"].clone();
@@ -506,7 +508,7 @@ fn the_sample_names_every_option_and_means_nothing_until_changed() {
     let sample = options::sample();
     let found = report(&sample);
     assert_eq!(found.findings.len(), 1, "only that there is no listener: {}", found.render(false));
-    for option in OPTIONS {
+    for option in options::all() {
         assert!(
             sample.lines().any(|line| line.trim_start_matches(['#', ' ']).starts_with(&format!("{} = ", option.key())))
         );
