@@ -235,3 +235,50 @@ pub trait Hooks {
         Changes::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plugin(content: &[u8], process: bool, mechanisms: &[&str], backends: &[&str]) -> Plugin {
+        Plugin {
+            id: "x".to_owned(),
+            origin: "x.so".to_owned(),
+            library: Arc::new(link::sealed::create("x", content).unwrap()),
+            process,
+            mechanisms: mechanisms.iter().map(|&name| name.to_owned()).collect(),
+            terms: String::new(),
+            backends: backends.iter().map(|&name| name.to_owned()).collect(),
+            settings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn workers_are_exchanged_only_for_what_they_have() {
+        type Change = fn(&mut Plan);
+        let rows: [(&str, Change, Difference); 10] = [
+            ("nothing", |_| {}, Difference::Workers),
+            ("certificates", |plan| plan.certificates = b"new".to_vec(), Difference::Certificates),
+            ("the drain's time", |plan| plan.drain_seconds += 1, Difference::Workers),
+            ("configuration", |plan| plan.configuration = b"new".to_vec(), Difference::Workers),
+            ("secrets", |plan| plan.secrets = b"new".to_vec(), Difference::Workers),
+            ("shards", |plan| plan.shards += 1, Difference::Workers),
+            ("a library outside", |plan| plan.plugins[0] = plugin(b"2", true, &["A"], &["b"]), Difference::Libraries),
+            ("a library inside", |plan| plan.plugins[0] = plugin(b"1", false, &["A"], &["b"]), Difference::Workers),
+            ("what it offers", |plan| plan.plugins[0] = plugin(b"2", true, &["B"], &["b"]), Difference::Workers),
+            ("one more", |plan| plan.plugins.push(plugin(b"3", true, &[], &["c"])), Difference::Workers),
+        ];
+        let now = Plan { plugins: vec![plugin(b"1", true, &["A"], &["b"])], workers: 1, shards: 1, ..Plan::default() };
+        for (what, change, expected) in rows {
+            let mut next = now.clone();
+            change(&mut next);
+            assert_eq!(now.difference(&next), expected, "{what}");
+            // With certificates beside it, it is what it is, and they come along.
+            next.certificates = b"renewed".to_vec();
+            let with =
+                if what == "nothing" || what == "the drain's time" { Difference::Certificates } else { expected };
+            assert_eq!(now.difference(&next), with, "{what}, and certificates");
+            assert!(now.changes_to(&next).certificates.is_some());
+        }
+    }
+}
