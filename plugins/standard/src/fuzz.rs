@@ -7,21 +7,25 @@ use portreeve_plugin_sdk::{EffectKind, Mechanism as _, Settings};
 use crate::OauthBearer;
 
 /// Fuzz entry: `octets` as a client's OAUTHBEARER message. It becomes a question exactly when another reading of RFC
-/// 7628 §3.1, written apart from the first, says so; and then token, authzid, host and port are what it says.
+/// 7628 §3.1, written apart from the first, says so and names no other server; then token, authzid, host and port are
+/// what it says.
 pub fn fuzz_oauthbearer(octets: &[u8]) {
     let Ok(mechanism) = OauthBearer::configure(&Settings::default()) else { panic!("it needs no settings") };
     let mut exchange = Exchange::new(mechanism);
     let ours = exchange.server_name.to_ascii_lowercase();
-    let read =
-        read(octets).filter(|read| read.host.as_ref().is_none_or(|host| host.to_ascii_lowercase() == ours.as_bytes()));
+    let read = read(octets);
+    let is_ours = |read: &Read| read.host.as_ref().is_none_or(|host| host.to_ascii_lowercase() == ours.as_bytes());
     match (exchange.start(Some(octets)), read) {
-        (Answer::Effect { kind: EffectKind::VerifyToken, authzid, data, data2, .. }, Some(read)) => {
+        (Answer::Effect { kind: EffectKind::VerifyToken, authzid, data, data2, .. }, Some(read)) if is_ours(&read) => {
             let named = |name: &str, value: Option<Vec<u8>>| value.map(|value| [name.as_bytes(), &value].concat());
             let fields: Vec<Vec<u8>> =
                 [named("host=", read.host), named("port=", read.port)].into_iter().flatten().collect();
             assert_eq!((data, authzid, data2), (read.token, read.authzid, fields.join(&1)));
         }
         (Answer::Failure { class: fail::MALFORMED | fail::CREDENTIALS | fail::CBINDING, data: None, .. }, None) => {}
+        // Another server is meant. That is looked at before the authzid is.
+        (Answer::Failure { class: fail::CREDENTIALS, data: Some(_), .. }, read)
+            if read.as_ref().is_none_or(|read| !is_ours(read)) => {}
         (answer, read) => panic!("{answer:?}, but it is read as {read:?}"),
     }
 }

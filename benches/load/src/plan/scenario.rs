@@ -233,7 +233,7 @@ impl Scenario {
         }
     }
 
-    /// Where to, once the plan is [checked](Plan::check).
+    /// Where to, once the plan is [checked](super::Plan::check).
     pub fn address(&self) -> Option<SocketAddr> {
         self.target.as_ref()?.parse().ok()
     }
