@@ -202,6 +202,8 @@ impl World {
             Effect::Recipient { address } => Outcome::Recipient(recipient(address)),
             Effect::Sender { identity, address } => Outcome::Sender(match address {
                 _ if identity.senders.iter().any(|sender| &**sender == address) => Permission::Granted,
+                // An alias that somebody got since they have logged in: policy does not know it, the directory does.
+                "new@demo.test" => Permission::Granted,
                 "busy@demo.test" => Permission::Temporary,
                 _ => Permission::Denied,
             }),

@@ -712,7 +712,10 @@ impl Session {
                     self.state = State::Closed;
                 }
             }
-            Ok(Verdict::Ask) => self.ask_sender(Question::Mail, transaction, cx),
+            Ok(Verdict::Ask) => match self.ask_sender(&transaction.address, cx) {
+                Some(outcome) => self.answered(Question::Mail, transaction, outcome, cx),
+                None => self.state = State::Asking(Question::Mail, transaction),
+            },
         }
     }
 
@@ -791,6 +794,15 @@ impl Session {
         Ok(())
     }
 
+    /// Asks whether the identity may send as `address`.
+    fn ask_sender(&self, address: &str, cx: &mut Context<'_>) -> Option<Outcome> {
+        match &self.identity {
+            Some(identity) => cx.host.perform(Effect::Sender { identity, address }),
+            // Policy asks only about somebody; nobody may not.
+            None => Some(Outcome::Sender(Permission::Denied)),
+        }
+    }
+
     fn mail_permitted(&mut self, mut transaction: Box<Transaction>, cx: &mut Context<'_>) {
         let Transaction { envelope, address, .. } = &mut *transaction;
         envelope.set_reverse_path((!address.is_empty()).then_some(&address[..]));
@@ -800,23 +812,6 @@ impl Session {
         address.clear();
         self.state = State::Transaction(transaction);
         self.reply(&reply::SENDER_OK, cx);
-    }
-
-    /// Asks whether the identity may send as `transaction.address` (or the next author of the header).
-    fn ask_sender(&mut self, question: Question, transaction: Box<Transaction>, cx: &mut Context<'_>) {
-        let address = match question {
-            Question::Author => transaction.authors.last(),
-            _ => Some(&transaction.address),
-        };
-        let (Some(identity), Some(address)) = (&self.identity, address) else {
-            // Policy asks only about somebody; nobody may not.
-            return self.answered(question, transaction, Outcome::Sender(Permission::Denied), cx);
-        };
-        let outcome = cx.host.perform(Effect::Sender { identity, address });
-        match outcome {
-            Some(outcome) => self.answered(question, transaction, outcome, cx),
-            None => self.state = State::Asking(question, transaction),
-        }
     }
 
     fn rcpt(&mut self, args: &[u8], cx: &mut Context<'_>) {
@@ -894,12 +889,13 @@ impl Session {
     /// The outcome of what MAIL, RCPT or the end of the message asked.
     fn answered(&mut self, question: Question, transaction: Box<Transaction>, outcome: Outcome, cx: &mut Context<'_>) {
         match (question, outcome) {
-            (Question::Mail, Outcome::Sender(Permission::Granted)) => self.mail_permitted(transaction, cx),
-            (Question::Mail, outcome) => {
-                transaction.recycle(cx.pools);
-                let denied = matches!(outcome, Outcome::Sender(Permission::Denied));
-                self.reply(if denied { &reply::SENDER_NOT_OWNED } else { &reply::DIRECTORY_TROUBLE }, cx);
-            }
+            (Question::Mail, outcome) => match granted(&outcome, &reply::SENDER_NOT_OWNED) {
+                Ok(()) => self.mail_permitted(transaction, cx),
+                Err(reply) => {
+                    transaction.recycle(cx.pools);
+                    self.reply(reply, cx);
+                }
+            },
             (Question::Rcpt, Outcome::Recipient(RecipientOutcome::Exists { mailbox })) => {
                 self.rcpt_permitted(transaction, &mailbox, cx);
             }
@@ -908,16 +904,14 @@ impl Session {
                 let unknown = matches!(outcome, Outcome::Recipient(RecipientOutcome::Unknown));
                 self.reply(if unknown { &reply::UNKNOWN_RECIPIENT } else { &reply::DIRECTORY_TROUBLE }, cx);
             }
-            (Question::Author, Outcome::Sender(Permission::Granted)) => {
-                let mut transaction = transaction;
-                transaction.authors.pop();
-                self.check_authors(transaction, cx);
-            }
-            (Question::Author, outcome) => {
-                let denied = matches!(outcome, Outcome::Sender(Permission::Denied));
-                let reply = if denied { &reply::FROM_NOT_OWNED } else { &reply::DIRECTORY_TROUBLE };
-                self.message_refused(transaction, reply, cx);
-            }
+            (Question::Author, outcome) => match granted(&outcome, &reply::FROM_NOT_OWNED) {
+                Ok(()) => {
+                    let mut transaction = transaction;
+                    transaction.authors.pop();
+                    self.check_authors(transaction, cx);
+                }
+                Err(reply) => self.message_refused(transaction, reply, cx),
+            },
             (Question::Commit, Outcome::Commit(Ok(()))) => {
                 let Some(id) = transaction.id else { return self.reply(&reply::LOCAL_TROUBLE, cx) };
                 cx.out.extend_from_slice(b"250 2.0.0 Ok: queued as ");
@@ -1205,14 +1199,25 @@ impl Session {
         Ok(())
     }
 
-    /// Holds each author against the identity; then commits.
+    /// Holds each author against the identity; then commits. A loop: a header has room for thousands of authors, and
+    /// the host may know the answer about each at once.
     fn check_authors(&mut self, mut transaction: Box<Transaction>, cx: &mut Context<'_>) {
         while let Some(author) = transaction.authors.last() {
-            match cx.listener.policy.header_from(&self.facts(cx), author) {
-                Verdict::Permit => drop(transaction.authors.pop()),
-                Verdict::Refuse(reply) => return self.message_refused(transaction, reply, cx),
-                Verdict::Ask => return self.ask_sender(Question::Author, transaction, cx),
+            let permitted = match cx.listener.policy.header_from(&self.facts(cx), author) {
+                Verdict::Permit => Ok(()),
+                Verdict::Refuse(reply) => Err(reply),
+                Verdict::Ask => match self.ask_sender(author, cx) {
+                    Some(outcome) => granted(&outcome, &reply::FROM_NOT_OWNED),
+                    None => {
+                        self.state = State::Asking(Question::Author, transaction);
+                        return;
+                    }
+                },
+            };
+            if let Err(reply) = permitted {
+                return self.message_refused(transaction, reply, cx);
             }
+            transaction.authors.pop();
         }
         self.commit(transaction, cx);
     }
@@ -1303,6 +1308,15 @@ fn keep_octets(transaction: &mut Transaction, text: &[u8], cx: &mut Context<'_>)
     }
     transaction.octets += taken as u64;
     taken
+}
+
+/// The answer about a sender address; `denied` is the reply when it is no.
+fn granted(outcome: &Outcome, denied: &'static Reply) -> Result<(), &'static Reply> {
+    match outcome {
+        Outcome::Sender(Permission::Granted) => Ok(()),
+        Outcome::Sender(Permission::Denied) => Err(denied),
+        _ => Err(&reply::DIRECTORY_TROUBLE),
+    }
 }
 
 fn trouble_reply(trouble: Trouble) -> &'static Reply {
