@@ -41,7 +41,7 @@ const VERBS: &[Row] = &[
     /* MAIL     */ Row { needs_tls: true,  needs_auth: true,  mends: false, idle: false },
     /* RCPT     */ Row { needs_tls: true,  needs_auth: true,  mends: false, idle: false },
     /* DATA     */ Row { needs_tls: true,  needs_auth: true,  mends: false, idle: false },
-    /* BDAT     */ Row { needs_tls: true,  needs_auth: true,  mends: true,  idle: false },
+    /* BDAT     */ Row { needs_tls: true,  needs_auth: true,  mends: false, idle: false },
     /* RSET     */ Row { needs_tls: false, needs_auth: false, mends: true,  idle: true  },
     /* NOOP     */ Row { needs_tls: false, needs_auth: false, mends: true,  idle: true  },
     /* VRFY     */ Row { needs_tls: true,  needs_auth: true,  mends: false, idle: true  },

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::envelope::Envelope;
 use crate::id::QueueId;
 use crate::listener::Listener;
+use crate::reply::{self, Reply};
 
 /// Everything a session may look at or write to during one call.
 pub struct Context<'a> {
@@ -269,6 +270,17 @@ pub enum Trouble {
     NoSpace,
     /// 451 4.4.5: our deadline passed before the commit was handed over.
     Late,
+}
+
+impl Trouble {
+    /// As the client is told.
+    pub(crate) fn reply(self) -> &'static Reply {
+        match self {
+            Self::Temporary => &reply::LOCAL_TROUBLE,
+            Self::NoSpace => &reply::NO_SPACE,
+            Self::Late => &reply::TOO_LATE,
+        }
+    }
 }
 
 /// What is charged to a limit.

@@ -9,9 +9,9 @@
 //! went to [`Host`] when it returns. While an effect is pending no line is parsed, so replies keep their
 //! order (RFC 2920 §3.2) and a session has at most one effect outstanding.
 //!
-//! Reading order: `session` (the machine), `command` (the table of verbs), `reply` (every reply),
-//! `transaction` and `body` (a message on its way in), `auth` (one AUTH), then the leaves: `line`, `path`,
-//! `param`, `header`, `trace`. The other side of the dialogue is [`client`].
+//! Reading order: `session` (the machine; its parts have files of their own beside it), `command` (the table of verbs),
+//! `reply` (every reply), `transaction` and `body` (a message on its way in), `auth` (one AUTH), then the leaves: `line`,
+//! `path`, `param`, `header`, `trace`. The other side of the dialogue is [`client`].
 //!
 //! ```
 //! use smtp::{Context, Next, Session, testing};

@@ -1,5 +1,7 @@
 //! Every reply that a session can give, with a stable rule id for logs and the manual.
 
+use crate::host::SessionId;
+
 /// One reply line. Texts are constant; the few with a parameter are written by their own functions.
 #[derive(Debug)]
 pub struct Reply {
@@ -11,6 +13,19 @@ pub struct Reply {
     pub rule: &'static str,
     /// A decision of policy: the session id is appended, so that a user's screenshot finds the log.
     pub policy: bool,
+}
+
+impl Reply {
+    /// Appends it to `out`, with CRLF.
+    pub(crate) fn write(&self, session: SessionId, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.line.as_bytes());
+        if self.policy {
+            out.extend_from_slice(b" [");
+            out.extend_from_slice(&session.text());
+            out.push(b']');
+        }
+        out.extend_from_slice(b"\r\n");
+    }
 }
 
 macro_rules! replies {

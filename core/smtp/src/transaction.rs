@@ -3,9 +3,9 @@
 use crate::body::Decoder;
 use crate::envelope::{Envelope, Notify};
 use crate::header::Scanner;
-use crate::host::{Context, Note, Pools};
+use crate::host::{Context, Note, Pools, Trouble};
 use crate::id::QueueId;
-use crate::reply::Reply;
+use crate::reply::{self, Reply};
 
 /// One mail transaction.
 #[derive(Default)]
@@ -25,26 +25,52 @@ pub(crate) struct Transaction {
     pub(crate) octets_max: u64,
     /// Why the message will be refused at its end.
     pub(crate) refusal: Option<&'static Reply>,
-    /// Octets that the current BDAT chunk still owes, and whether it is the last.
-    pub(crate) chunk_left: u64,
-    pub(crate) chunk_last: bool,
-    /// BDAT was used (RFC 3030 §2: DATA and BDAT do not mix).
-    pub(crate) chunked: bool,
     /// Addresses of the header From that are still to be asked about.
     pub(crate) authors: Vec<String>,
     /// Received and fix-ups.
     pub(crate) prepend: Vec<u8>,
 }
 
-/// How many idle sets of buffers an event loop keeps.
-const POOLED_MAX: usize = 64;
-/// Buffers that grew beyond this are not kept.
-const POOLED_OCTETS_MAX: usize = 16 * 1024;
-
 impl Transaction {
     /// An empty one.
     pub(crate) fn begin(pools: &mut Pools) -> Box<Self> {
         pools.transactions.pop().unwrap_or_default()
+    }
+
+    /// Octets of a message may come.
+    pub(crate) fn begin_message(&mut self, cx: &mut Context<'_>) -> Result<(), &'static Reply> {
+        let id = cx.host.begin_message(self.envelope.size).map_err(Trouble::reply)?;
+        self.id = Some(id);
+        self.header.reset(cx.listener.limits.header_octets_max, cx.listener.role.is_submission());
+        Ok(())
+    }
+
+    /// Hands message octets to the sink, unless the message is refused already; then they are only counted.
+    /// Returns how many were taken: fewer when the sink is full.
+    pub(crate) fn keep(&mut self, text: &[u8], cx: &mut Context<'_>) -> usize {
+        if self.decoder.saw_bare() {
+            self.refuse(&reply::BARE_IN_MESSAGE, cx);
+        }
+        if self.octets + text.len() as u64 > self.octets_max {
+            self.refuse(&reply::TOO_BIG, cx);
+        }
+        let taken = if self.refusal.is_some() { text.len() } else { cx.host.write(text).min(text.len()) };
+        if self.refusal.is_none() && !self.header.is_done() {
+            self.header.push(text.get(..taken).unwrap_or_default());
+        }
+        self.octets += taken as u64;
+        taken
+    }
+
+    /// The message will be refused: what was kept of it is forgotten now, the rest is followed to its end.
+    fn refuse(&mut self, reply: &'static Reply, cx: &mut Context<'_>) {
+        if self.refusal.is_none() {
+            self.refusal = Some(reply);
+            if self.id.take().is_some() {
+                cx.host.abort_message();
+                cx.host.note(Note::Aborted { reason: reply.rule, octets: self.octets });
+            }
+        }
     }
 
     /// Ends it without a message: whatever was received is forgotten.
@@ -68,21 +94,14 @@ impl Transaction {
         self.authors.clear();
         self.prepend.clear();
         (self.notify, self.id, self.refusal) = (Notify::default(), None, None);
-        (self.octets, self.octets_max, self.chunk_left) = (0, 0, 0);
-        (self.chunk_last, self.chunked) = (false, false);
+        (self.octets, self.octets_max) = (0, 0);
         self.decoder = Decoder::default();
         self.header.reset(0, false);
         pools.transactions.push(self);
     }
-
-    /// The message will be refused: what was kept of it is forgotten now, the rest is followed to its end.
-    pub(crate) fn refuse(&mut self, reply: &'static Reply, cx: &mut Context<'_>) {
-        if self.refusal.is_none() {
-            self.refusal = Some(reply);
-            if self.id.take().is_some() {
-                cx.host.abort_message();
-                cx.host.note(Note::Aborted { reason: reply.rule, octets: self.octets });
-            }
-        }
-    }
 }
+
+/// How many idle sets of buffers an event loop keeps.
+const POOLED_MAX: usize = 64;
+/// Buffers that grew beyond this are not kept.
+const POOLED_OCTETS_MAX: usize = 16 * 1024;
