@@ -82,7 +82,9 @@ impl Lines {
             }
             Scan::TooLong { wire, ended: true } => Taken::NoLine { reply: kind.too_long(), wire },
             Scan::TooLong { wire, ended: false } => {
-                self.skipping = Some(Skipping { cr: input.last() == Some(&b'\r'), owed: Some(kind) });
+                // More may stand behind it, when it was a lone LF that showed the length.
+                let last = wire.checked_sub(1).and_then(|at| input.get(at));
+                self.skipping = Some(Skipping { cr: last == Some(&b'\r'), owed: Some(kind) });
                 Taken::Nothing { wire }
             }
             Scan::Partial => {
