@@ -19,27 +19,28 @@ use crate::transaction::Transaction;
 impl Session {
     /// `refusal`: what stands against the command before its arguments are looked at.
     pub(super) fn bdat(&mut self, args: &[u8], refusal: Option<&'static Reply>, cx: &mut Context<'_>) {
-        let (octets, last) = match read_bdat(args) {
-            Ok(chunk) => chunk,
-            Err(reply) if reply.code == 421 => return self.leave_and_close("chunk", reply, cx),
+        let then = match self.state {
+            State::Transaction(_) | State::BetweenChunks(_) | State::Broken => Then::Broken,
+            _ => Then::Ready,
+        };
+        let (octets, last) = match (read_bdat(args), refusal) {
+            (Ok((octets, _)), Some(reply)) => {
+                self.leave(reply.rule, cx);
+                return self.swallow(octets, reply, then, cx);
+            }
+            (Ok(chunk), None) => chunk,
+            (Err(reply), _) if reply.code == 421 => return self.leave_and_close("chunk", reply, cx),
             // How many octets follow cannot be known.
-            Err(reply) => {
-                if refusal.is_none() && self.in_transaction() {
-                    self.leave("chunk", cx);
-                    self.state = State::Broken;
-                }
+            (Err(reply), refusal) => {
+                self.leave("chunk", cx);
+                self.state = then.into();
                 return self.reply(refusal.unwrap_or(reply), cx);
             }
         };
-        if let Some(reply) = refusal {
-            let then = if matches!(self.state, State::Broken) { Then::Broken } else { Then::Ready };
-            self.leave(reply.rule, cx);
-            return self.swallow(octets, reply, then, cx);
-        }
         let (mut transaction, first) = match mem::take(&mut self.state) {
             State::Transaction(transaction) => (transaction, true),
             State::BetweenChunks(transaction) => (transaction, false),
-            _ => return self.swallow(octets, &reply::MAIL_FIRST, Then::Ready, cx),
+            _ => return self.swallow(octets, &reply::MAIL_FIRST, then, cx),
         };
         let accepted = if transaction.envelope.recipients().len() == 0 {
             Err(&reply::NO_VALID_RECIPIENTS)
@@ -55,13 +56,9 @@ impl Session {
             Ok(()) => self.state = State::Chunk { left: octets, last, transaction },
             Err(reply) => {
                 transaction.abandon(reply.rule, cx);
-                self.swallow(octets, reply, Then::Broken, cx);
+                self.swallow(octets, reply, then, cx);
             }
         }
-    }
-
-    fn in_transaction(&self) -> bool {
-        matches!(self.state, State::Transaction(_) | State::BetweenChunks(_))
     }
 
     /// Takes octets of an accepted chunk from the front of `input`. Returns how many, and what to do when that is not
