@@ -6,7 +6,8 @@
 //!     doors        listening sockets; what happens when descriptors run out
 //!     connection   the slot of a connection, ≤ 192 octets with its session; what it holds only while needed
 //!     slab, wheel  tokens with a generation; deadlines whose lists run through the slab
-//!     host         what a session asks for, performed:
+//!     shared, local, now   what all shards have, what each has, when it is
+//!     host         what a session asks for, performed (logins, messages, limits, notes: files beside it):
 //!       cache        verified passwords, known addresses, under the directory's epoch
 //!       questions    the directory process, over a link in the shard's own poll
 //!       (spool)      commits; their results come back through the `inbox`
@@ -78,10 +79,13 @@ mod doors;
 mod entropy;
 mod host;
 mod inbox;
+mod local;
+mod now;
 mod passing;
 mod questions;
 mod setup;
 mod shard;
+mod shared;
 mod slab;
 mod steps;
 mod watch;

@@ -47,10 +47,11 @@ use self::drain::Drain;
 pub use self::mail::Mail;
 use crate::connection::{Slot, flag};
 use crate::doors::{DOORS, Doors};
-use crate::host::{Local, Shared};
 use crate::inbox::Inbox;
+use crate::local::Local;
 use crate::passing::{Doubt, News};
 use crate::setup::Notice;
+use crate::shared::Shared;
 use crate::slab::{GenSlab, Token};
 use crate::wheel::Wheel;
 

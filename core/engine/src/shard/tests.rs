@@ -22,7 +22,7 @@ use crate::budget::Budget;
 use crate::cache::{Addresses, Passwords};
 use crate::connection::{Pending, Stage, ticks};
 use crate::entropy::Entropy;
-use crate::host::Now;
+use crate::now::Now;
 use crate::passing::Passing;
 use crate::questions::Questions;
 use crate::setup::{Deadlines, Passes, Port};
