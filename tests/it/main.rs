@@ -19,6 +19,7 @@ mod hop;
 mod kerberos;
 mod kills;
 mod load;
+mod measures;
 mod mechanisms;
 mod model;
 mod next_hops;
