@@ -323,7 +323,9 @@ fn whatever_is_changed_replayed_or_made_up_does_not_get_in() {
     let write = format!(", \"write:{}\"", realm.path("rcache").display());
     server.write_config(&text.replace(&write, ""));
     reload(&server);
-    let reply = login(&server, &mut party, "", &mut unchanged);
+    // The worker before may have had this connection already, and then says goodbye.
+    let mut replies = (0..10).map(|_| login(&server, &mut party, "", &mut unchanged));
+    let reply = replies.find(|reply| !reply.starts_with("421 ")).expect("a reply");
     assert!(reply.starts_with("454 4.7.0"), "{reply}");
     audit(&server, "replay cache");
     // Without the keytab's the new configuration is not taken, and says why; the old one serves.

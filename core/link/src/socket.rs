@@ -142,6 +142,18 @@ mod tests {
     }
 
     #[test]
+    fn who_ends_without_having_read_is_heard_to_the_end() {
+        let (here, there) = Link::pair().unwrap();
+        here.send(b"never read", &[]).unwrap();
+        there.send(b"last words", &[]).unwrap();
+        drop(there);
+        let mut packet = Vec::new();
+        assert!(matches!(here.receive(&mut packet).unwrap(), Received::Packet { .. }));
+        assert_eq!(packet, b"last words");
+        assert!(matches!(here.receive(&mut packet).unwrap(), Received::Closed));
+    }
+
+    #[test]
     fn a_slow_peer_is_would_block_and_size_is_bounded() {
         let (here, there) = Link::pair().unwrap();
         let packet = vec![0; 50_000];

@@ -35,8 +35,9 @@ pub(crate) fn receive_packet(socket: BorrowedFd<'_>, into: &mut Vec<u8>) -> io::
     header.msg_iov = &mut iov;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = mem::size_of_val(&control);
+    let mut ended = false;
     let octets = loop {
+        header.msg_controllen = mem::size_of_val(&control);
         // SAFETY:
         // - the iovec covers PACKET_OCTETS_MAX octets that were reserved above and belong to `into`;
         // - control data covers `control`, which outlives the call and is aligned for cmsghdr;
@@ -44,12 +45,14 @@ pub(crate) fn receive_packet(socket: BorrowedFd<'_>, into: &mut Vec<u8>) -> io::
         let received =
             unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) };
         match usize::try_from(received) {
+            // The kernel looks for a packet first and for the end then: what came in between is found by a second look.
+            Ok(0) if !ended => ended = true,
             Ok(octets) => break octets,
             Err(_) => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => {}
                 error if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::WouldBlock),
-                // The peer closed with octets of ours unread.
-                error if error.raw_os_error() == Some(libc::ECONNRESET) => return Ok(Received::Closed),
+                // The peer closed with octets of ours unread. That is told once, before its last words.
+                error if error.raw_os_error() == Some(libc::ECONNRESET) => {}
                 error => return Err(error),
             },
         }

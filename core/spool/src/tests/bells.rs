@@ -87,6 +87,8 @@ fn what_waits_to_be_told_is_told_at_the_end() {
     let (writer, _clock, bells) = clocked();
     let (inbox, port) = port(&writer);
     (0..5).for_each(|number| commit(&inbox, &port, number, 100).unwrap());
+    // Who commits is told a moment before the position is.
+    wait_until_asleep(&writer);
     let last = writer.position().unwrap();
     drop((port, writer));
     let bells: Vec<Doorbell> = bells.try_iter().collect();

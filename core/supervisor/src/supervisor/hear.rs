@@ -3,7 +3,6 @@
 //! Only control may ask for something; what a child may not say, or says before it has said who it is, is counted and
 //! ignored.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -67,8 +66,6 @@ impl<H: Hooks> Supervisor<H> {
             let Some(link) = process.link() else { return };
             let said = match link.receive(packet) {
                 Ok(Received::WouldBlock) => return,
-                // It ended without reading everything from us. That is told once, before its last words.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Ok(Received::Closed) | Err(_) => vec![Said::Closed],
                 Ok(Received::Packet { fds }) => read(packet, fds, process.role(), &self.options.build_id),
             };
