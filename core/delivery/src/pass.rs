@@ -170,9 +170,7 @@ impl Way {
             shared.events.event(&Event::InDoubt { id: self.id, recipients: reply.taken, reason });
         }
     }
-}
 
-impl Way {
     /// Whether the worker has it.
     fn say(&self, kind: u16, patience: Duration, payload: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut outbox = Outbox::new(1 << 16);

@@ -153,6 +153,23 @@ mod tests {
         assert!(matches!(here.receive(&mut packet).unwrap(), Received::Closed));
     }
 
+    /// A stranger's library may have taken over the process at the other end.
+    #[test]
+    fn descriptors_of_an_empty_packet_are_closed() {
+        let (here, there) = Link::pair().unwrap();
+        let (kept, sent) = Link::pair().unwrap();
+        let fds = [sent.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        rustix::net::sendmsg(&there.fd, &[IoSlice::new(b"")], &mut ancillary, SendFlags::empty()).unwrap();
+        there.send(b"x", &[]).unwrap();
+        drop(sent);
+        let mut packet = Vec::new();
+        assert!(matches!(here.receive(&mut packet).unwrap(), Received::Packet { fds } if fds.is_empty()));
+        assert!(matches!(kept.receive(&mut packet).unwrap(), Received::Closed), "somebody has its other end");
+    }
+
     #[test]
     fn a_slow_peer_is_would_block_and_size_is_bounded() {
         let (here, there) = Link::pair().unwrap();

@@ -46,7 +46,11 @@ pub(crate) fn receive_packet(socket: BorrowedFd<'_>, into: &mut Vec<u8>) -> io::
             unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) };
         match usize::try_from(received) {
             // The kernel looks for a packet first and for the end then: what came in between is found by a second look.
-            Ok(0) if !ended => ended = true,
+            // It may have been an empty packet, too, which none of ours sends; its descriptors are closed.
+            Ok(0) if !ended => {
+                ended = true;
+                drop(received_fds(&header));
+            }
             Ok(octets) => break octets,
             Err(_) => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => {}
