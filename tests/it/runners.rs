@@ -261,8 +261,9 @@ fn a_fault_costs_the_exchanges_of_its_process_and_nobody_else_anything() {
         assert_eq!(server.processes()["worker"], worker, "the same worker");
     }
     println!("from a death to a login through the replacement: {slowest:?} at most");
-    // What is promised; nothing for a busy machine.
-    assert!(std::env::var_os("PORTREEVE_LONG").is_none() || slowest < Duration::from_millis(100), "{slowest:?}");
+    // 100 ms are promised; a debug build on a busy machine gets more.
+    let most = if std::env::var_os("PORTREEVE_LONG").is_some() { 100 } else { 1000 };
+    assert!(slowest < Duration::from_millis(most), "{slowest:?}");
 }
 
 #[test]

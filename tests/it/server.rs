@@ -97,11 +97,6 @@ pub fn own_address() -> Ipv4Addr {
     Ipv4Addr::from(0x7f00_0000 | host.max(256))
 }
 
-/// Whether system calls are disturbed: then what is tried once, as a connection ends, may not arrive.
-pub fn disturbed() -> bool {
-    std::env::var_os("PORTREEVE_DISTURB").is_some()
-}
-
 /// For a server that binds its address itself. Of its own: clients and other servers of other tests, at the usual
 /// loopback address, do not take the port in between.
 pub fn free_address() -> SocketAddr {

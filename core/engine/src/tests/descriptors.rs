@@ -61,16 +61,18 @@ fn everybody_is_served_once_descriptors_are_back() {
     while started.elapsed() < Duration::from_millis(700) {
         std::thread::sleep(Duration::from_millis(50));
     }
-    // Who spins has some 70 ticks of 10 ms.
-    assert!(cpu_ticks(&child) - before <= 10, "spins: {} ticks", cpu_ticks(&child) - before);
+    // 5 % of 0.7 s would be 3.5 ticks of 10 ms; one for what ran before.
+    assert!(cpu_ticks(&child) - before <= 4, "spins: {} ticks", cpu_ticks(&child) - before);
     assert!(waiting(&clients) >= 5, "{} wait", waiting(&clients));
 
-    // Descriptors come back; no new connection comes. Everybody is greeted.
+    // Descriptors come back; no new connection comes. Everybody is greeted soon.
     let (leaving, staying): (Vec<_>, Vec<_>) =
         clients.into_iter().partition(|stream| stream.peek(&mut [0; 3]).is_ok_and(|octets| octets == 3));
     let waiting = staying.len();
     drop(leaving);
+    let started = Instant::now();
     await_that("greetings", || greeted(&staying) == waiting);
+    assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
     for mut stream in staying {
         let mut reply = [0; 3];
         stream.set_nonblocking(false).unwrap();

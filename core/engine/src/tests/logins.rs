@@ -73,15 +73,13 @@ fn questions_outlive_their_directory_for_two_seconds() {
     rig.directory.die();
     assert_eq!(rig.notices.recv_timeout(Duration::from_secs(10)), Ok(Notice::DirectoryLost { shard: 0 }));
     assert!(client.reply().starts_with("451"));
-    assert!(started.elapsed() >= Duration::from_millis(1900), "{:?}", started.elapsed());
+    assert!((1900..6000).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
     assert!(client.reply().starts_with("250"), "what was behind the question");
-    // Now nobody waits any more; mail for others goes on. One of many, as the machine may be busy.
-    await_that("an answer at once", || {
-        let started = Instant::now();
-        client.expect("RCPT TO:<bob@demo.test>", "451");
-        started.elapsed() < Duration::from_secs(1)
-    });
+    // Now nobody waits any more; mail for others goes on.
+    let started = Instant::now();
+    client.expect("RCPT TO:<bob@demo.test>", "451");
     client.expect("RCPT TO:<x@far.example>", "250");
+    assert!(started.elapsed() < Duration::from_secs(1));
     rig.handle().connect_directory(0, rig.directory.link());
     await_that("bob", || client.ask("RCPT TO:<bob@demo.test>").starts_with("250"));
 }
